@@ -1,0 +1,2 @@
+//! See `fwupdated::lib`.
+fn main() {}

@@ -1,0 +1,5 @@
+//! Configuration: as written ([`raw`]) -> merged -> valid ([`valid`]).
+
+pub mod valid;
+
+pub use valid::*;

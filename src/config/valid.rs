@@ -1,0 +1,198 @@
+//! The configuration as the program uses it: if a value of these types exists, every rule held.
+//!
+//! Every option is documented in `docs/reference/configuration.md`.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::update::slot::Slot;
+
+/// The whole configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[hub]`
+    pub hub: HubConfig,
+    /// `[slots]`; `None` until the slots are configured.
+    pub slots: Option<SlotsConfig>,
+    /// `[bootloader]`
+    pub bootloader: BootloaderConfig,
+    /// `[fetch]`
+    pub fetch: FetchConfig,
+    /// `[trust]`
+    pub trust: TrustConfig,
+    /// `[policy]`
+    pub policy: PolicyConfig,
+    /// `[health]`
+    pub health: HealthConfig,
+    /// `[report]`
+    pub report: ReportConfig,
+    /// `[state]`
+    pub state: StateConfig,
+    /// `[control]`
+    pub control: ControlConfig,
+}
+
+/// `[hub]`: how the device reaches IoT Hub.
+#[derive(Debug, Clone)]
+pub struct HubConfig {
+    /// File with the device connection string. `None`, or a file that does not exist: the daemon runs
+    /// without a hub and says so. `$CREDENTIALS_DIRECTORY/connection_string` is tried first.
+    pub connection_string_file: Option<PathBuf>,
+    /// CA certificates (PEM) to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Host to connect to instead of the hub itself (TCP, SNI and certificate name).
+    pub gateway_host: Option<String>,
+    /// Port of MQTT over TLS. Default 8883.
+    pub mqtt_port: u16,
+    /// Keep-alive, at most 230 s. Default 180 s.
+    pub keep_alive: Duration,
+    /// Life of a SAS token. Default 1 h.
+    pub token_lifetime: Duration,
+    /// Longest pause between two attempts to connect. Default 5 min.
+    pub reconnect_max: Duration,
+    /// Names under which the method `firmwareUpdate` is answered. Default `firmwareUpdate`,
+    /// `InitiateFirmwareUpdate`.
+    pub method_names: Vec<String>,
+    /// Whether the method `reboot` is answered. Default no.
+    pub allow_reboot_method: bool,
+}
+
+/// `[slots.a]`, `[slots.b]`: the partitions.
+#[derive(Debug, Clone)]
+pub struct SlotsConfig {
+    /// `slots.a.rootfs`: a path, `PARTUUID=...` or `PARTLABEL=...`.
+    pub a: String,
+    /// `slots.b.rootfs`.
+    pub b: String,
+}
+
+impl SlotsConfig {
+    /// The root-file-system partition of `slot`, as configured.
+    #[must_use]
+    pub fn rootfs(&self, slot: Slot) -> &str {
+        match slot {
+            Slot::A => &self.a,
+            Slot::B => &self.b,
+        }
+    }
+}
+
+/// Which bootloader decides the slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootloaderKind {
+    /// U-Boot; the booted slot is found by the device number of `/`.
+    Uboot,
+    /// A U-Boot environment in a regular file, for demo and tests: the booted slot comes from
+    /// `bootloader.booted_file`, which the stand-in for a boot writes.
+    File,
+}
+
+/// `[bootloader]`.
+#[derive(Debug, Clone)]
+pub struct BootloaderConfig {
+    /// Which one.
+    pub kind: BootloaderKind,
+    /// `fw_env.config`: where the environment is. Default `/etc/fw_env.config`.
+    pub env_config: PathBuf,
+    /// Lock shared with `fw_printenv`. Default `/var/lock/fw_printenv.lock`.
+    pub lock_file: PathBuf,
+    /// Boots that a trial gets. Default 3.
+    pub tries: u8,
+    /// Only for `kind = "file"`: a file of two lines, `slot=a` and `boot_id=...`.
+    pub booted_file: Option<PathBuf>,
+    /// Command (and arguments) that reboots, instead of logind. Only for `kind = "file"`.
+    pub reboot_command: Option<Vec<String>>,
+}
+
+/// `[fetch]`: the download.
+#[derive(Debug, Clone)]
+pub struct FetchConfig {
+    /// CA certificates (PEM) to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Hosts that may be asked over plain http. Default none.
+    pub insecure_hosts: Vec<String>,
+    /// Until a connection stands. Default 30 s.
+    pub connect_timeout: Duration,
+    /// Longest silence within a body. Default 60 s.
+    pub read_timeout: Duration,
+    /// How long to go on retrying without a single new byte. Default 1 h.
+    pub give_up_after: Duration,
+    /// Longest pause between two attempts. Default 1 min.
+    pub retry_max: Duration,
+    /// Redirects followed. Default 5.
+    pub max_redirects: u8,
+    /// File whose single line is sent as the `Authorization` header, to the image's host only.
+    pub authorization_file: Option<PathBuf>,
+}
+
+/// `[trust]`: who may sign an image.
+#[derive(Debug, Clone)]
+pub struct TrustConfig {
+    /// Folders with `*.pub` keys. Default `/usr/lib/fwupdated/keys.d`, `/etc/fwupdated/keys.d`.
+    pub key_dirs: Vec<PathBuf>,
+    /// Folders with `*.pub` keys that are no longer trusted. Default `/etc/fwupdated/revoked.d`.
+    pub revoked_dirs: Vec<PathBuf>,
+    /// Different keys that must have signed. Default 1.
+    pub threshold: usize,
+    /// `unsigned = "allow"`: images without a valid signature install. For development.
+    pub allow_unsigned: bool,
+    /// `downgrade = "allow"`: an older version may replace a newer one.
+    pub allow_downgrade: bool,
+    /// Names of this hardware, any of which an image must list. Empty: taken from the device tree
+    /// (`/proc/device-tree/compatible`).
+    pub compatible: Vec<String>,
+}
+
+/// `[policy]`: when an accepted update may go on.
+#[derive(Debug, Clone)]
+pub struct PolicyConfig {
+    /// Random delay, up to this, before the download starts. Default none.
+    pub random_delay: Duration,
+    /// Folder of executables asked before the download: exit 0 go, 75 ask again later, else refuse.
+    pub hook_dir: PathBuf,
+    /// How often hooks that said 75 are asked again. Default 60 s.
+    pub hook_interval: Duration,
+}
+
+/// `[health]`: what a trial boot must show before it is confirmed.
+#[derive(Debug, Clone)]
+pub struct HealthConfig {
+    /// Time for everything below, from the start of the boot. Default 10 min.
+    pub deadline: Duration,
+    /// systemd units that must be active. Default `boot-complete.target` with U-Boot, none with `file`.
+    pub units: Vec<String>,
+    /// Folder of executables that must all exit 0. Default `/etc/fwupdated/health.d`.
+    pub hook_dir: PathBuf,
+    /// Longest run of one executable. Default 60 s.
+    pub hook_timeout: Duration,
+    /// Pause between two rounds of checks. Default 5 s.
+    pub interval: Duration,
+    /// `hub = true`: a hub connection must stand, if there was one before the update. Default no.
+    pub require_hub: bool,
+}
+
+/// `[report]`: the pace of twin patches.
+#[derive(Debug, Clone)]
+pub struct ReportConfig {
+    /// Shortest time between two patches for a change of stage. Default 1 s.
+    pub stage_interval: Duration,
+    /// Shortest time between two patches for progress. Default 5 s.
+    pub progress_interval: Duration,
+    /// How long to wait for the answer to a patch. Default 30 s.
+    pub answer_timeout: Duration,
+}
+
+/// `[state]`: what survives.
+#[derive(Debug, Clone)]
+pub struct StateConfig {
+    /// Default `/var/lib/fwupdated`.
+    pub directory: PathBuf,
+}
+
+/// `[control]`: the local interface.
+#[derive(Debug, Clone)]
+pub struct ControlConfig {
+    /// Socket that `fwupdatectl` talks to. Default `/run/fwupdated/control`.
+    pub socket: PathBuf,
+    /// File with `VERSION_ID` or `IMAGE_VERSION` of the running system. Default `/etc/os-release`.
+    pub os_release: PathBuf,
+}

@@ -1,0 +1,1 @@
+//! WIRES the parts into a daemon.

@@ -1,0 +1,11 @@
+//! ACTS on this board, one effect a file.
+
+pub mod fetch;
+pub mod ioctl;
+pub mod reboot;
+pub mod service_manager;
+pub mod slot_writer;
+pub mod slots;
+pub mod state_file;
+pub mod tls;
+pub mod uboot_env;

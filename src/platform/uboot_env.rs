@@ -1,0 +1,1 @@
+//! uboot_env

@@ -1,0 +1,180 @@
+//! The address of an image, which may contain secrets and is therefore never printed whole.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use url::Url;
+
+use super::failure::{Class, Coded};
+
+/// Longest address taken; longer ones are a mistake or an attack (the twin holds 4 KB strings).
+const MAX_LENGTH: usize = 2048;
+
+/// The `http` or `https` address of an image. `Display` and `Debug` leave out user info, query and
+/// fragment, where signed URLs keep their secrets; [`PackageUri::secret`] gives the whole.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PackageUri(Url);
+
+/// Why a text is not the address of an image. Never contains the text itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UriError {
+    /// Not a URL at all.
+    #[error("the image's address is not a URL ({0}); give an absolute https:// URL")]
+    Malformed(String),
+    /// Not `https` (or `http`, which only hosts in `fetch.insecure_hosts` may use).
+    #[error(
+        "the image's address has the scheme `{0}`; only https:// is allowed (http:// for hosts in fetch.insecure_hosts)"
+    )]
+    Scheme(String),
+    /// Too long to be one.
+    #[error("the image's address has {0} characters; at most {MAX_LENGTH} are allowed")]
+    TooLong(usize),
+    /// `http` to a host that is not allowed to.
+    #[error(
+        "http:// is not allowed for host `{0}`; use https:// or add the host to fetch.insecure_hosts"
+    )]
+    Insecure(String),
+}
+
+impl Coded for UriError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "url-malformed",
+            Self::Scheme(_) => "url-scheme",
+            Self::TooLong(_) => "url-too-long",
+            Self::Insecure(_) => "url-insecure",
+        }
+    }
+
+    fn class(&self) -> Class {
+        Class::Final
+    }
+}
+
+impl PackageUri {
+    /// The whole address, secrets included: only for the request line.
+    #[must_use]
+    pub fn secret(&self) -> &Url {
+        &self.0
+    }
+
+    /// The host, lower case; an IPv6 address in brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.0.host_str().unwrap_or_default()
+    }
+
+    /// Refuses plain `http` unless the host is in `insecure_hosts` (compared without regard to case).
+    ///
+    /// # Errors
+    /// [`UriError::Insecure`].
+    pub fn check_transport(&self, insecure_hosts: &[String]) -> Result<(), UriError> {
+        let allowed = self.0.scheme() == "https"
+            || insecure_hosts
+                .iter()
+                .any(|host| host.eq_ignore_ascii_case(self.host()));
+        if allowed {
+            Ok(())
+        } else {
+            Err(UriError::Insecure(self.host().to_owned()))
+        }
+    }
+
+    /// The address of a file beside this one: `suffix` added to the path, the query kept.
+    #[must_use]
+    pub fn beside(&self, suffix: &str) -> Self {
+        let mut url = self.0.clone();
+        url.set_path(&format!("{}{suffix}", self.0.path()));
+        Self(url)
+    }
+}
+
+impl FromStr for PackageUri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        if text.len() > MAX_LENGTH {
+            return Err(UriError::TooLong(text.len()));
+        }
+        let url = Url::parse(text).map_err(|error| UriError::Malformed(error.to_string()))?;
+        match url.scheme() {
+            "https" | "http" => Ok(Self(url)),
+            other => Err(UriError::Scheme(other.chars().take(20).collect())),
+        }
+    }
+}
+
+impl fmt::Display for PackageUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = &self.0;
+        write!(f, "{}://{}", url.scheme(), self.host())?;
+        if let Some(port) = url.port() {
+            write!(f, ":{port}")?;
+        }
+        f.write_str(url.path())
+    }
+}
+
+impl fmt::Debug for PackageUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PackageUri({self})")
+    }
+}
+
+/// Serialises the whole address: for the state file, which only root can read.
+impl Serialize for PackageUri {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for PackageUri {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_a_signed_url_are_never_printed() {
+        let uri: PackageUri = "https://user:pw@store.example:8443/a/b.img?sig=SECRET#frag"
+            .parse()
+            .unwrap();
+        assert_eq!(uri.to_string(), "https://store.example:8443/a/b.img");
+        assert_eq!(
+            format!("{uri:?}"),
+            "PackageUri(https://store.example:8443/a/b.img)"
+        );
+        assert_eq!(uri.beside(".minisig").secret().query(), Some("sig=SECRET"));
+    }
+
+    #[test]
+    fn other_schemes_and_garbage_are_refused_without_echoing_them() {
+        for (text, code) in [
+            ("ftp://host/x", "url-scheme"),
+            ("file:///etc/shadow", "url-scheme"),
+            ("secureurl", "url-malformed"),
+            ("https://", "url-malformed"),
+            (
+                &format!("https://h/{}", "x".repeat(MAX_LENGTH)),
+                "url-too-long",
+            ),
+        ] {
+            let error = text.parse::<PackageUri>().unwrap_err();
+            assert_eq!(error.code(), code, "{text}");
+        }
+    }
+
+    #[test]
+    fn http_is_for_listed_hosts_only() {
+        let uri: PackageUri = "http://store.lan/x".parse().unwrap();
+        assert_eq!(uri.check_transport(&[]).unwrap_err().code(), "url-insecure");
+        uri.check_transport(&["Store.LAN".to_owned()]).unwrap();
+    }
+}

@@ -1,1 +1,338 @@
+//! What a start of the daemon means: the surviving state, held against the slot that booted and the
+//! bootloader's decision. Pure.
+//!
+//! - the expected slot runs: go on where the state says (a trial goes to the health gate);
+//! - the old slot runs although the new one was armed: a rollback, reported as such;
+//! - anything else: nothing destructive happens, and it is said.
 
+use jiff::Timestamp;
+
+use super::{
+    failure::{Class, Failure},
+    machine::{Action, Content, Event, ImageFacts, Job, State, Written, step},
+    ports::{BootState, BootedFrom},
+    request::{Origin, Request},
+    slot::Slot,
+    status::{Times, UpdateReport},
+};
+
+/// What to do at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resumed {
+    /// The state to persist.
+    pub state: State,
+    /// The actions to run then.
+    pub actions: Vec<Action>,
+    /// A trial is pending for a slot that does not run, and no update of ours explains it: end it, so
+    /// that no reboot surprises anyone.
+    pub clear_stale_trial: Option<Slot>,
+    /// What was found, for the journal, when it is more than "nothing under way".
+    pub finding: Option<String>,
+}
+
+/// The state and the actions with which the daemon goes on. `last` is the last finished update.
+#[must_use]
+pub fn resume(
+    state: &State,
+    booted: &BootedFrom,
+    boot: &BootState,
+    last: Option<&UpdateReport>,
+    now: Timestamp,
+) -> Resumed {
+    let Some(job) = state.job() else {
+        return idle(booted, boot, last, now);
+    };
+    let in_target = booted.slot == job.target;
+    let id = &job.id;
+    let go = |state: State, actions: Vec<Action>, finding: String| Resumed {
+        state,
+        actions,
+        clear_stale_trial: None,
+        finding: Some(finding),
+    };
+    match state.clone() {
+        State::Idle => idle(booted, boot, last, now),
+
+        // Not armed yet: the target must not be the slot that runs now.
+        State::Waiting(_)
+        | State::Checking(_)
+        | State::Disabling(_)
+        | State::Writing(_)
+        | State::Verifying(_)
+            if in_target =>
+        {
+            let failure = disagreement(booted.slot, "it was about to be written");
+            let (state, actions) = step(state, Event::Failed(failure), now)
+                .expect("these states all accept a failure");
+            go(
+                state,
+                actions,
+                format!("update {id}: its target slot runs; giving up"),
+            )
+        }
+        State::Waiting(job) => go(
+            state.clone(),
+            vec![Action::AwaitPolicy(job)],
+            format!("update {id} still waits"),
+        ),
+        State::Checking(job) => go(
+            state.clone(),
+            vec![Action::CheckImage(job)],
+            format!("update {id}: checking its image again"),
+        ),
+        State::Disabling(p) => {
+            let action = Action::DisableSlot(p.job.target);
+            go(
+                state.clone(),
+                vec![action],
+                format!("update {id}: disabling its target slot again"),
+            )
+        }
+        State::Writing(p) => {
+            // Disabled before the state said `Writing`; asked again because it costs nothing when true.
+            let state = State::Disabling(p.clone());
+            let action = Action::DisableSlot(p.job.target);
+            go(
+                state,
+                vec![action],
+                format!("update {id}: the download goes on where it stopped"),
+            )
+        }
+        State::Verifying(w) => go(
+            state.clone(),
+            vec![Action::VerifySlot(w)],
+            format!("update {id}: reading the slot back again"),
+        ),
+
+        // The arming write was the last thing asked for; it may have happened.
+        State::Arming(w) if in_target => trial_or_unexplained(w, booted, boot, id),
+        State::Arming(w) => go(
+            state.clone(),
+            vec![Action::ArmSlot(w)],
+            format!("update {id}: arming the slot again"),
+        ),
+
+        State::Rebooting { written, .. } if in_target => {
+            trial_or_unexplained(written, booted, boot, id)
+        }
+        State::Rebooting { armed_in, .. } if armed_in == booted.boot_id => go(
+            state.clone(),
+            vec![Action::Reboot],
+            format!("update {id}: asking for the reboot again"),
+        ),
+        State::Rebooting { written, .. } => {
+            let failure = Failure::new(
+                "trial-boot-failed",
+                Class::Final,
+                format!(
+                    "slot {} did not come up: the bootloader fell back to slot {}, which runs; look at the new \
+                     slot's console output, then build a repaired image",
+                    written.job.target, booted.slot
+                ),
+            );
+            abandon(
+                written,
+                failure,
+                format!("update {id}: rolled back by the bootloader"),
+            )
+        }
+
+        State::Trial(written) if in_target => trial_or_unexplained(written, booted, boot, id),
+        State::Trial(written) => {
+            let failure = Failure::new(
+                "trial-not-confirmed",
+                Class::Final,
+                format!(
+                    "slot {} booted but was not confirmed before the device restarted (crash, watchdog or power \
+                     loss), and the bootloader fell back to slot {}",
+                    written.job.target, booted.slot
+                ),
+            );
+            abandon(
+                written,
+                failure,
+                format!("update {id}: rolled back before it was confirmed"),
+            )
+        }
+
+        // Found healthy in an earlier run of this boot or of one before; the health gate decides again
+        // after a reboot, since what was healthy then may not be now.
+        State::Confirming(written) if in_target => trial_or_unexplained(written, booted, boot, id),
+        State::Confirming(written) => {
+            let failure = disagreement(
+                booted.slot,
+                &format!("slot {} was being confirmed", written.job.target),
+            );
+            abandon(
+                written,
+                failure,
+                format!("update {id}: back in the old slot"),
+            )
+        }
+
+        State::RollingBack { written, .. } if in_target => {
+            let action = Action::DisableSlot(written.job.target);
+            go(
+                state.clone(),
+                vec![action],
+                format!("update {id}: rolling back again"),
+            )
+        }
+        State::Abandoning { written, failure } if in_target => {
+            let action = Action::DisableSlot(written.job.target);
+            let state = State::RollingBack { written, failure };
+            go(
+                state,
+                vec![action],
+                format!("update {id} was given up but its slot booted; rolling back"),
+            )
+        }
+        State::RollingBack { written, failure } | State::Abandoning { written, failure } => {
+            abandon(
+                written,
+                failure,
+                format!("update {id}: back in slot {}", booted.slot),
+            )
+        }
+    }
+}
+
+/// Nothing was under way as far as the state file knows.
+fn idle(
+    booted: &BootedFrom,
+    boot: &BootState,
+    last: Option<&UpdateReport>,
+    now: Timestamp,
+) -> Resumed {
+    let nothing = Resumed {
+        state: State::Idle,
+        actions: vec![],
+        clear_stale_trial: None,
+        finding: None,
+    };
+    let Some(trial) = &boot.trial else {
+        return nothing;
+    };
+    if trial.slot != booted.slot {
+        let finding = format!(
+            "a trial of slot {} is pending that no update explains; ending it, slot {} stays",
+            trial.slot, boot.confirmed
+        );
+        return Resumed {
+            clear_stale_trial: Some(trial.slot),
+            finding: Some(finding),
+            ..nothing
+        };
+    }
+    // This boot is a trial, but the state file does not know of it: it lies on the other slot's file
+    // system, or was lost. The bootloader's variables carry the job's id.
+    let id = trial.job.clone().unwrap_or_else(|| "unknown".to_owned());
+    let written = adopted(&id, trial.slot, now);
+    let given_up = last
+        .filter(|l| l.id == id && l.stage.is_final())
+        .and_then(|l| l.error.clone());
+    match given_up {
+        Some(failure) => {
+            let finding = format!("update {id} was given up but its slot booted; rolling back");
+            let actions = vec![Action::DisableSlot(trial.slot)];
+            Resumed {
+                state: State::RollingBack { written, failure },
+                actions,
+                finding: Some(finding),
+                ..nothing
+            }
+        }
+        None => {
+            let finding = format!(
+                "trial boot of update {id}, known only from the bootloader; checking its health"
+            );
+            let actions = vec![Action::WatchHealth(written.clone())];
+            Resumed {
+                state: State::Trial(written),
+                actions,
+                finding: Some(finding),
+                ..nothing
+            }
+        }
+    }
+}
+
+/// The target runs. With a trial pending for it (or already confirmed) that is the trial boot;
+/// without either someone else switched slots.
+fn trial_or_unexplained(
+    written: Written,
+    booted: &BootedFrom,
+    boot: &BootState,
+    id: &str,
+) -> Resumed {
+    let on_trial = boot.trial.as_ref().is_some_and(|t| t.slot == booted.slot);
+    let finding = if on_trial {
+        format!("update {id}: trial boot of slot {}", booted.slot)
+    } else if boot.confirmed == booted.slot {
+        // Confirmed by us just before the state could be saved, or by hand: health decides the report.
+        format!(
+            "update {id}: slot {} runs and is confirmed already",
+            booted.slot
+        )
+    } else {
+        format!(
+            "update {id}: slot {} runs although the bootloader holds neither a trial nor a confirmation of it",
+            booted.slot
+        )
+    };
+    Resumed {
+        state: State::Trial(written.clone()),
+        actions: vec![Action::WatchHealth(written)],
+        clear_stale_trial: None,
+        finding: Some(finding),
+    }
+}
+
+fn abandon(written: Written, failure: Failure, finding: String) -> Resumed {
+    let actions = vec![Action::DisableSlot(written.job.target)];
+    let state = State::Abandoning { written, failure };
+    Resumed {
+        state,
+        actions,
+        clear_stale_trial: None,
+        finding: Some(finding),
+    }
+}
+
+fn disagreement(booted: Slot, instead: &str) -> Failure {
+    Failure::new(
+        "boot-disagreement",
+        Class::Final,
+        format!(
+            "slot {booted} runs although {instead}; someone else changed the boot slot. Nothing was written; \
+             check the bootloader's variables with fw_printenv and start the update again"
+        ),
+    )
+}
+
+/// The update of a trial boot that only the bootloader knows of. What its image was is not known.
+fn adopted(id: &str, slot: Slot, now: Timestamp) -> Written {
+    let uri = "https://unknown.invalid/".parse().expect("a constant URL");
+    Written {
+        job: Job {
+            id: id.to_owned(),
+            request: Request::new(uri, Origin::Local),
+            target: slot,
+            from_version: None,
+            times: Times {
+                applying: Some(now),
+                ..Times::default()
+            },
+        },
+        image: ImageFacts {
+            version: None,
+            size: None,
+            manifest: None,
+            security_epoch: 0,
+        },
+        content: Content {
+            size: 0,
+            sha256: super::digest::Sha256::of(b""),
+        },
+    }
+}

@@ -1,1 +1,995 @@
+//! The state machine of an update: `step(state, event, now) -> (state, actions)`. Pure and exhaustive.
+//!
+//! ```text
+//!  Idle --Requested--> Waiting --PolicyAllows--> Checking --ImageAccepted--> Disabling --SlotDisabled--> Writing
+//!   ^                    |                          |                            |                          |
+//!   |<-------------------+----------- Failed / Cancelled (downloadfailed) -------+------------------+  SlotWritten
+//!   |                                                                                               |       v
+//!   |                                                                                               +-- Verifying
+//!   |                                                                                                       |
+//!   |<--SlotDisabled-- Abandoning <--Failed-- Rebooting <--SlotArmed-- Arming <---------SlotMatches---------+
+//!   |                                             :
+//!   |                                      (reboot; update::boot decides)
+//!   |                                             :
+//!   |<--MarkedGood-- Confirming <--Healthy-- Trial --Unhealthy--> RollingBack --SlotDisabled--> (reboot)
+//! ```
+//!
+//! What it guarantees, and `tests::no_path_arms_a_slot_that_was_not_written_and_verified` shows for
+//! every sequence of events:
+//! - `ArmSlot` is only ever asked for after this update's `WriteSlot` and `VerifySlot` both succeeded;
+//! - the target slot is disabled in the bootloader before its first byte is written;
+//! - `MarkGood` is only asked for from a trial boot that was found healthy.
+//!
+//! The caller makes the new state durable **before** it runs the actions; every action is safe to run
+//! again, because after a power cut [`super::boot::resume`] runs the actions of the surviving state.
 
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    digest::Sha256,
+    failure::Failure,
+    request::Request,
+    slot::Slot,
+    status::{Stage, Times},
+};
+
+/// One update, from its acceptance to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id: the caller's, or made by us.
+    pub id: String,
+    /// What was asked for.
+    pub request: Request,
+    /// The slot to write: the one that did not run at acceptance.
+    pub target: Slot,
+    /// The version that ran at acceptance.
+    pub from_version: Option<String>,
+    /// When each stage was reached.
+    #[serde(default)]
+    pub times: Times,
+}
+
+/// What the image's header says, after every check that needs no more than the header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// The version in the manifest, or the one the request claims for a plain image.
+    pub version: Option<String>,
+    /// Raw bytes; `None` for a plain compressed image, whose size shows at its end.
+    pub size: Option<u64>,
+    /// Digest of the manifest's bytes; `None` for a plain image. A file whose header changed between
+    /// check and download is refused by it.
+    pub manifest: Option<Sha256>,
+    /// The manifest's security epoch; 0 for a plain image.
+    pub security_epoch: u64,
+}
+
+/// What must be found in the slot when it is read back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// Bytes from the start of the slot.
+    pub size: u64,
+    /// Their digest.
+    pub sha256: Sha256,
+}
+
+/// A job whose image was accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// The job.
+    pub job: Job,
+    /// Its image.
+    pub image: ImageFacts,
+}
+
+/// A job whose image is in the slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// The job.
+    pub job: Job,
+    /// Its image.
+    pub image: ImageFacts,
+    /// What was written.
+    pub content: Content,
+}
+
+/// Where an update stands. Serialised in the state file; each variant's data is all that its actions need.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "camelCase")]
+pub enum State {
+    /// Nothing under way.
+    #[default]
+    Idle,
+    /// The policy has not yet allowed it.
+    Waiting(Job),
+    /// The image's header is fetched and checked; the slot is untouched.
+    Checking(Job),
+    /// The bootloader is told never to boot the target slot.
+    Disabling(Prepared),
+    /// The slot is written.
+    Writing(Prepared),
+    /// The slot is read back.
+    Verifying(Written),
+    /// The bootloader is told to try the slot.
+    Arming(Written),
+    /// Armed; the reboot was asked for during boot `armed_in`.
+    Rebooting {
+        /// The update.
+        #[serde(flatten)]
+        written: Written,
+        /// Kernel boot id of the boot that armed the slot.
+        armed_in: String,
+    },
+    /// Runs from the new slot, unconfirmed.
+    Trial(Written),
+    /// Healthy; the bootloader is told so.
+    Confirming(Written),
+    /// The trial failed; the bootloader is told, and the reboot into the old slot follows.
+    RollingBack {
+        /// The update.
+        #[serde(flatten)]
+        written: Written,
+        /// Why.
+        failure: Failure,
+    },
+    /// Runs from the old slot; the armed target is disabled, then the update ends as failed.
+    Abandoning {
+        /// The update.
+        #[serde(flatten)]
+        written: Written,
+        /// Why.
+        failure: Failure,
+    },
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A request passed its preflight.
+    Requested(Job),
+    /// The policy lets the update go on.
+    PolicyAllows,
+    /// The header was fetched and passed every check.
+    ImageAccepted(ImageFacts),
+    /// The bootloader will not boot the target.
+    SlotDisabled,
+    /// Everything is on the medium.
+    SlotWritten(Content),
+    /// The slot was read back and holds what it must.
+    SlotMatches,
+    /// The bootloader will try the target; asked during this boot.
+    SlotArmed {
+        /// Kernel boot id.
+        boot_id: String,
+    },
+    /// Every health check passed.
+    Healthy,
+    /// The trial is over: a check failed until the deadline, or someone asked to roll back.
+    Unhealthy(Failure),
+    /// The bootloader confirmed the slot.
+    MarkedGood,
+    /// The action of the present state failed.
+    Failed(Failure),
+    /// Someone asked to give up.
+    Cancelled(Failure),
+}
+
+/// Something to do. Each is safe to repeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Wait until the policy allows the update: `PolicyAllows` or `Failed`.
+    AwaitPolicy(Job),
+    /// Fetch and check the header: `ImageAccepted` or `Failed`.
+    CheckImage(Job),
+    /// Tell the bootloader never to boot this slot: `SlotDisabled` or `Failed`.
+    DisableSlot(Slot),
+    /// Download and write: `SlotWritten` or `Failed`.
+    WriteSlot(Prepared),
+    /// Read back and compare: `SlotMatches` or `Failed`.
+    VerifySlot(Written),
+    /// Tell the bootloader to try the slot: `SlotArmed` or `Failed`.
+    ArmSlot(Written),
+    /// Reboot: nothing, or `Failed`.
+    Reboot,
+    /// Run the health gate: `Healthy` or `Unhealthy`.
+    WatchHealth(Written),
+    /// Confirm the slot: `MarkedGood` or `Failed`.
+    MarkGood(Slot),
+    /// The update is over: record it.
+    Finish(Finished),
+}
+
+/// The end of an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    /// The job, with the time of its end.
+    pub job: Job,
+    /// Its image, if it got that far.
+    pub image: Option<ImageFacts>,
+    /// What was written, if it got that far.
+    pub content: Option<Content>,
+    /// How it ended: a final stage.
+    pub stage: Stage,
+    /// Why it failed; `None` for [`Stage::ApplyComplete`].
+    pub failure: Option<Failure>,
+}
+
+/// The event does not fit the state; nothing changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// Another update is under way.
+    Busy,
+    /// Too late to cancel: the slot is armed, or running.
+    TooLate,
+    /// Nothing is under way that this could be about (a late answer of a cancelled action, say).
+    OutOfOrder,
+}
+
+impl State {
+    /// The job under way.
+    #[must_use]
+    pub fn job(&self) -> Option<&Job> {
+        match self {
+            Self::Idle => None,
+            Self::Waiting(job) | Self::Checking(job) => Some(job),
+            Self::Disabling(Prepared { job, .. }) | Self::Writing(Prepared { job, .. }) => {
+                Some(job)
+            }
+            Self::Verifying(w) | Self::Arming(w) | Self::Trial(w) | Self::Confirming(w) => {
+                Some(&w.job)
+            }
+            Self::Rebooting { written, .. }
+            | Self::RollingBack { written, .. }
+            | Self::Abandoning { written, .. } => Some(&written.job),
+        }
+    }
+
+    /// The image under way, once its header was accepted.
+    #[must_use]
+    pub fn image(&self) -> Option<&ImageFacts> {
+        match self {
+            Self::Idle | Self::Waiting(_) | Self::Checking(_) => None,
+            Self::Disabling(p) | Self::Writing(p) => Some(&p.image),
+            Self::Verifying(w) | Self::Arming(w) | Self::Trial(w) | Self::Confirming(w) => {
+                Some(&w.image)
+            }
+            Self::Rebooting { written, .. }
+            | Self::RollingBack { written, .. }
+            | Self::Abandoning { written, .. } => Some(&written.image),
+        }
+    }
+
+    /// The stage to report; `None` when idle.
+    #[must_use]
+    pub fn stage(&self) -> Option<Stage> {
+        Some(match self {
+            Self::Idle => return None,
+            Self::Waiting(_) | Self::Checking(_) => Stage::Waiting,
+            Self::Disabling(_) | Self::Writing(_) => Stage::Downloading,
+            Self::Verifying(_) => Stage::DownloadComplete,
+            Self::Arming(_) => Stage::Applying,
+            Self::Rebooting { .. } | Self::RollingBack { .. } | Self::Abandoning { .. } => {
+                Stage::Rebooting
+            }
+            Self::Trial(_) | Self::Confirming(_) => Stage::Trial,
+        })
+    }
+}
+
+impl Job {
+    fn stamped(mut self, stamp: impl FnOnce(&mut Times)) -> Self {
+        stamp(&mut self.times);
+        self
+    }
+
+    fn failed(self, stage: Stage, failure: Failure, now: Timestamp) -> (State, Vec<Action>) {
+        let job = self.stamped(|t| t.ended = Some(now));
+        let finished = Finished {
+            job,
+            image: None,
+            content: None,
+            stage,
+            failure: Some(failure),
+        };
+        (State::Idle, vec![Action::Finish(finished)])
+    }
+}
+
+impl Prepared {
+    fn failed(self, failure: Failure, now: Timestamp) -> (State, Vec<Action>) {
+        let job = self.job.stamped(|t| t.ended = Some(now));
+        let image = Some(self.image);
+        let finished = Finished {
+            job,
+            image,
+            content: None,
+            stage: Stage::DownloadFailed,
+            failure: Some(failure),
+        };
+        (State::Idle, vec![Action::Finish(finished)])
+    }
+}
+
+impl Written {
+    fn finished(
+        self,
+        stage: Stage,
+        failure: Option<Failure>,
+        now: Timestamp,
+    ) -> (State, Vec<Action>) {
+        let job = self.job.stamped(|t| t.ended = Some(now));
+        let (image, content) = (Some(self.image), Some(self.content));
+        (
+            State::Idle,
+            vec![Action::Finish(Finished {
+                job,
+                image,
+                content,
+                stage,
+                failure,
+            })],
+        )
+    }
+}
+
+/// The state that follows `event` at `now`, and the actions to run once that state is durable, in order.
+///
+/// # Errors
+/// [`Refused`] when `event` does not fit `state`; the state stays as it is.
+pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<Action>), Refused> {
+    use {Action as A, Event as E, State as S};
+    Ok(match (state.clone(), event) {
+        (S::Idle, E::Requested(job)) => {
+            let job = job.stamped(|t| {
+                *t = Times {
+                    waiting: Some(now),
+                    ..Times::default()
+                }
+            });
+            (S::Waiting(job.clone()), vec![A::AwaitPolicy(job)])
+        }
+        (S::Waiting(job), E::PolicyAllows) => (S::Checking(job.clone()), vec![A::CheckImage(job)]),
+        (S::Checking(job), E::ImageAccepted(image)) => {
+            let job = job.stamped(|t| t.downloading = Some(now));
+            let target = job.target;
+            (
+                S::Disabling(Prepared { job, image }),
+                vec![A::DisableSlot(target)],
+            )
+        }
+        (S::Disabling(prepared), E::SlotDisabled) => {
+            (S::Writing(prepared.clone()), vec![A::WriteSlot(prepared)])
+        }
+        (S::Writing(Prepared { job, image }), E::SlotWritten(content)) => {
+            let job = job.stamped(|t| t.download_complete = Some(now));
+            let written = Written {
+                job,
+                image,
+                content,
+            };
+            (S::Verifying(written.clone()), vec![A::VerifySlot(written)])
+        }
+        (S::Verifying(mut written), E::SlotMatches) => {
+            written.job.times.applying = Some(now);
+            (S::Arming(written.clone()), vec![A::ArmSlot(written)])
+        }
+        (S::Arming(written), E::SlotArmed { boot_id }) => (
+            S::Rebooting {
+                written,
+                armed_in: boot_id,
+            },
+            vec![A::Reboot],
+        ),
+        (S::Trial(written), E::Healthy) => {
+            let target = written.job.target;
+            (S::Confirming(written), vec![A::MarkGood(target)])
+        }
+        (S::Trial(written), E::Unhealthy(failure)) => {
+            let target = written.job.target;
+            (
+                S::RollingBack { written, failure },
+                vec![A::DisableSlot(target)],
+            )
+        }
+        (S::Confirming(written), E::MarkedGood) => {
+            written.finished(Stage::ApplyComplete, None, now)
+        }
+        (S::RollingBack { written, failure }, E::SlotDisabled) => {
+            (S::RollingBack { written, failure }, vec![A::Reboot])
+        }
+        (S::Abandoning { written, failure }, E::SlotDisabled) => {
+            written.finished(Stage::ApplyFailed, Some(failure), now)
+        }
+
+        // Failures. Before the image was accepted the slot is as it was.
+        (S::Waiting(job) | S::Checking(job), E::Failed(failure) | E::Cancelled(failure)) => {
+            job.failed(Stage::DownloadFailed, failure, now)
+        }
+        // The slot is disabled, or as it was; the running one was never touched.
+        (
+            S::Disabling(prepared) | S::Writing(prepared),
+            E::Failed(failure) | E::Cancelled(failure),
+        ) => prepared.failed(failure, now),
+        (S::Verifying(written), E::Failed(failure) | E::Cancelled(failure)) => {
+            written.finished(Stage::DownloadFailed, Some(failure), now)
+        }
+        // The bootloader may hold the trial already: disarm before giving up.
+        (S::Arming(written) | S::Rebooting { written, .. }, E::Failed(failure)) => {
+            let target = written.job.target;
+            (
+                S::Abandoning { written, failure },
+                vec![A::DisableSlot(target)],
+            )
+        }
+        // It runs but cannot be confirmed: without a mark-good the bootloader will fall back, so go now.
+        (S::Confirming(written), E::Failed(failure)) => {
+            let target = written.job.target;
+            (
+                S::RollingBack { written, failure },
+                vec![A::DisableSlot(target)],
+            )
+        }
+        // The bootloader could not be told, or the reboot was refused. The trial's tries still run out
+        // by rebooting, so that remains the way back.
+        (S::RollingBack { written, failure }, E::Failed(_)) => {
+            (S::RollingBack { written, failure }, vec![A::Reboot])
+        }
+        // What was armed stays armed: safe, since it was verified, but it must be said.
+        (S::Abandoning { written, failure }, E::Failed(second)) => {
+            let failure = Failure {
+                message: format!("{}; moreover: {second}", failure.message),
+                ..failure
+            };
+            written.finished(Stage::ApplyFailed, Some(failure), now)
+        }
+
+        // Refusals, both sides spelled out: a new state or event does not compile until someone decides.
+        (
+            S::Waiting(_)
+            | S::Checking(_)
+            | S::Disabling(_)
+            | S::Writing(_)
+            | S::Verifying(_)
+            | S::Arming(_)
+            | S::Rebooting { .. }
+            | S::Trial(_)
+            | S::Confirming(_)
+            | S::RollingBack { .. }
+            | S::Abandoning { .. },
+            E::Requested(_),
+        ) => return Err(Refused::Busy),
+        (
+            S::Arming(_)
+            | S::Rebooting { .. }
+            | S::Trial(_)
+            | S::Confirming(_)
+            | S::RollingBack { .. }
+            | S::Abandoning { .. },
+            E::Cancelled(_),
+        ) => return Err(Refused::TooLate),
+        (
+            S::Idle
+            | S::Waiting(_)
+            | S::Checking(_)
+            | S::Disabling(_)
+            | S::Writing(_)
+            | S::Verifying(_)
+            | S::Arming(_)
+            | S::Rebooting { .. }
+            | S::Trial(_)
+            | S::Confirming(_)
+            | S::RollingBack { .. }
+            | S::Abandoning { .. },
+            E::PolicyAllows
+            | E::ImageAccepted(_)
+            | E::SlotDisabled
+            | E::SlotWritten(_)
+            | E::SlotMatches
+            | E::SlotArmed { .. }
+            | E::Healthy
+            | E::Unhealthy(_)
+            | E::MarkedGood
+            | E::Failed(_)
+            | E::Cancelled(_),
+        ) => return Err(Refused::OutOfOrder),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashSet, VecDeque};
+
+    use super::*;
+    use crate::update::{
+        boot,
+        failure::Class,
+        ports::{BootState, BootedFrom, PendingTrial},
+        request::Origin,
+        status::{Progress, UpdateReport},
+    };
+
+    fn job() -> Job {
+        Job {
+            id: "u1".into(),
+            request: Request::new("https://store/x.img.zst".parse().unwrap(), Origin::Method),
+            target: Slot::B,
+            from_version: None,
+            times: Times::default(),
+        }
+    }
+
+    fn facts() -> ImageFacts {
+        ImageFacts {
+            version: Some("2".into()),
+            size: Some(9),
+            manifest: None,
+            security_epoch: 0,
+        }
+    }
+
+    fn content() -> Content {
+        Content {
+            size: 9,
+            sha256: Sha256::of(b"x"),
+        }
+    }
+
+    fn failure() -> Failure {
+        Failure::new("test", Class::Final, "it failed")
+    }
+
+    fn every_event() -> Vec<Event> {
+        vec![
+            Event::Requested(job()),
+            Event::PolicyAllows,
+            Event::ImageAccepted(facts()),
+            Event::SlotDisabled,
+            Event::SlotWritten(content()),
+            Event::SlotMatches,
+            Event::SlotArmed {
+                boot_id: "boot-0".into(),
+            },
+            Event::Healthy,
+            Event::Unhealthy(failure()),
+            Event::MarkedGood,
+            Event::Failed(failure()),
+            Event::Cancelled(failure()),
+        ]
+    }
+
+    /// What is true of the board, tracked beside the machine by an independent, naive model.
+    #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+    struct Board {
+        booted: Slot,
+        boot: u32,
+        confirmed: Slot,
+        trial: bool,
+        /// Slot b was written since the last time it was disabled or found bad, and then read back.
+        written: bool,
+        verified: bool,
+        /// The boot script would not choose slot b.
+        disabled: bool,
+        healthy: bool,
+        /// The last update ended as failed.
+        given_up: bool,
+    }
+
+    impl Board {
+        fn new() -> Self {
+            Self {
+                booted: Slot::A,
+                boot: 0,
+                confirmed: Slot::A,
+                trial: false,
+                written: false,
+                verified: false,
+                disabled: false,
+                healthy: false,
+                given_up: false,
+            }
+        }
+
+        fn last(&self) -> Option<UpdateReport> {
+            self.given_up.then(|| UpdateReport {
+                id: "u1".into(),
+                origin: Origin::Method,
+                uri: String::new(),
+                target: Slot::B,
+                version: None,
+                from_version: None,
+                stage: Stage::ApplyFailed,
+                detail: None,
+                progress: Progress::default(),
+                times: Times::default(),
+                error: Some(failure()),
+            })
+        }
+
+        fn boot_state(&self) -> BootState {
+            let trial = PendingTrial {
+                slot: Slot::B,
+                tries_left: 2,
+                job: Some("u1".into()),
+            };
+            BootState {
+                confirmed: self.confirmed,
+                trial: self.trial.then_some(trial),
+            }
+        }
+
+        /// Checks the promises when `action` is asked for.
+        fn check(&mut self, action: &Action, path: &[String]) {
+            match action {
+                Action::WriteSlot(_) => {
+                    assert_eq!(
+                        self.booted,
+                        Slot::A,
+                        "the running slot would be written: {path:?}"
+                    );
+                    assert!(self.disabled, "written while it may boot: {path:?}");
+                    (self.written, self.verified) = (false, false);
+                }
+                Action::ArmSlot(_) => {
+                    assert!(self.written && self.verified, "armed unverified: {path:?}");
+                    assert_eq!(self.booted, Slot::A, "armed the running slot: {path:?}");
+                }
+                Action::MarkGood(slot) => {
+                    assert_eq!(*slot, Slot::B);
+                    assert_eq!(
+                        self.booted,
+                        Slot::B,
+                        "confirmed a slot that does not run: {path:?}"
+                    );
+                    assert!(self.healthy, "confirmed without health: {path:?}");
+                }
+                Action::Finish(finished) => {
+                    self.given_up = finished.failure.is_some();
+                    let complete = finished.stage == Stage::ApplyComplete;
+                    assert_eq!(complete, finished.failure.is_none());
+                    assert!(finished.stage.is_final());
+                    if complete {
+                        assert_eq!(
+                            (self.booted, self.confirmed),
+                            (Slot::B, Slot::B),
+                            "{path:?}"
+                        );
+                        assert!(!self.trial);
+                    }
+                }
+                Action::AwaitPolicy(_)
+                | Action::CheckImage(_)
+                | Action::DisableSlot(_)
+                | Action::VerifySlot(_)
+                | Action::Reboot
+                | Action::WatchHealth(_) => {}
+            }
+        }
+
+        /// What an event says about the board. `None`: this event cannot come now (the machine did
+        /// not ask for what it answers), so the walk does not offer it.
+        fn after(&self, event: &Event, pending: &[Action]) -> Option<Self> {
+            let mut next = self.clone();
+            let asked = |wanted: fn(&Action) -> bool| pending.iter().any(wanted).then_some(());
+            match event {
+                // The preflight (see `daemon::preflight`) refuses these before the machine hears of them.
+                Event::Requested(_) if self.booted == Slot::B || self.trial => return None,
+                Event::Requested(_) | Event::Cancelled(_) => {}
+                Event::PolicyAllows => asked(|a| matches!(a, Action::AwaitPolicy(_)))?,
+                Event::ImageAccepted(_) => asked(|a| matches!(a, Action::CheckImage(_)))?,
+                Event::SlotDisabled => {
+                    asked(|a| matches!(a, Action::DisableSlot(_)))?;
+                    (next.disabled, next.trial) = (true, false);
+                }
+                Event::SlotWritten(_) => {
+                    asked(|a| matches!(a, Action::WriteSlot(_)))?;
+                    next.written = true;
+                }
+                Event::SlotMatches => {
+                    asked(|a| matches!(a, Action::VerifySlot(_)))?;
+                    next.verified = next.written;
+                }
+                Event::SlotArmed { .. } => {
+                    asked(|a| matches!(a, Action::ArmSlot(_)))?;
+                    (next.disabled, next.trial) = (false, true);
+                }
+                Event::Healthy => {
+                    asked(|a| matches!(a, Action::WatchHealth(_)))?;
+                    next.healthy = true;
+                }
+                Event::Unhealthy(_) => asked(|a| matches!(a, Action::WatchHealth(_)))?,
+                Event::MarkedGood => {
+                    asked(|a| matches!(a, Action::MarkGood(_)))?;
+                    (next.confirmed, next.trial) = (Slot::B, false);
+                }
+                // A failed bootloader write may have taken effect or not; `Failed` keeps the old value
+                // here and `effects_of_a_lost_answer` below adds the other.
+                Event::Failed(_) => {
+                    if pending.is_empty() {
+                        return None;
+                    }
+                }
+            }
+            Some(next)
+        }
+
+        /// The board as the pending action may have left it although its answer was lost.
+        fn effects_of_a_lost_answer(&self, pending: &[Action]) -> Vec<Self> {
+            let mut boards = vec![self.clone()];
+            for action in pending {
+                let mut next = self.clone();
+                match action {
+                    Action::DisableSlot(_) => (next.disabled, next.trial) = (true, false),
+                    Action::ArmSlot(_) => (next.disabled, next.trial) = (false, true),
+                    Action::MarkGood(_) => (next.confirmed, next.trial) = (Slot::B, false),
+                    _ => continue,
+                }
+                boards.push(next);
+            }
+            boards
+        }
+
+        /// The boards after a power cut: the boot script picks the slot; a trial may also be used up.
+        fn after_power_cut(&self) -> Vec<Self> {
+            let boot = (self.boot + 1).min(3);
+            let healthy = false;
+            let confirmed = Self {
+                booted: self.confirmed,
+                boot,
+                healthy,
+                ..self.clone()
+            };
+            if !self.trial {
+                return vec![confirmed];
+            }
+            let on_trial = Self {
+                booted: Slot::B,
+                boot,
+                healthy,
+                ..self.clone()
+            };
+            let used_up = Self {
+                trial: false,
+                ..confirmed
+            };
+            vec![on_trial, used_up]
+        }
+    }
+
+    /// Breadth first over (state, board, pending actions), which covers every sequence of events,
+    /// restarts and power cuts, not only those of a given length: the set is finite.
+    #[test]
+    fn no_path_arms_a_slot_that_was_not_written_and_verified() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut seen = HashSet::new();
+        let mut queue = VecDeque::from([(
+            State::Idle,
+            Board::new(),
+            Vec::<Action>::new(),
+            Vec::<String>::new(),
+        )]);
+        let (mut steps, mut completed, mut failed, mut deepest) = (0_u32, 0_u32, 0_u32, 0_usize);
+        while let Some((state, board, pending, path)) = queue.pop_front() {
+            deepest = deepest.max(path.len());
+            let mut next = Vec::new();
+            for event in every_event() {
+                let Some(after) = board.after(&event, &pending) else {
+                    continue;
+                };
+                let name = format!("{event:?}")
+                    .split(['(', ' '])
+                    .next()
+                    .unwrap()
+                    .to_owned();
+                let Ok((new_state, actions)) = step(&state, event, now) else {
+                    continue;
+                };
+                next.push((name, new_state, after, actions));
+            }
+            // The daemon is killed and started again; then the same with a power cut.
+            let lost = board.effects_of_a_lost_answer(&pending);
+            let cut = lost
+                .iter()
+                .flat_map(Board::after_power_cut)
+                .collect::<Vec<_>>();
+            for (name, boards) in [("restart", lost), ("power cut", cut)] {
+                for after in boards {
+                    let booted = BootedFrom {
+                        slot: after.booted,
+                        boot_id: format!("boot-{}", after.boot),
+                    };
+                    let resumed = boot::resume(
+                        &state,
+                        &booted,
+                        &after.boot_state(),
+                        after.last().as_ref(),
+                        now,
+                    );
+                    next.push((name.to_owned(), resumed.state, after, resumed.actions));
+                }
+            }
+            for (name, new_state, mut after, actions) in next {
+                steps += 1;
+                let mut path = path.clone();
+                path.push(name);
+                for action in &actions {
+                    after.check(action, &path);
+                    if let Action::Finish(f) = action {
+                        if f.failure.is_none() {
+                            completed += 1
+                        } else {
+                            failed += 1
+                        }
+                    }
+                }
+                // A slot that may boot is either confirmed or was written and verified.
+                if after.trial {
+                    assert!(
+                        after.verified && after.written,
+                        "a trial of an unverified slot: {path:?}"
+                    );
+                }
+                // The walk ends at the end of the first successful update: both slots then swap roles.
+                let key = (
+                    format!("{new_state:?}"),
+                    after.clone(),
+                    format!("{actions:?}"),
+                );
+                if after.confirmed == Slot::A || new_state != State::Idle {
+                    if seen.insert(key) {
+                        queue.push_back((new_state, after, actions, path));
+                    }
+                }
+            }
+        }
+        println!(
+            "{steps} steps, {} situations, deepest {deepest}, {completed} completed, {failed} failed",
+            seen.len()
+        );
+        assert!(
+            completed > 0 && failed > 0 && deepest >= 10,
+            "the walk did not reach the ends"
+        );
+    }
+
+    #[test]
+    fn the_good_path_reaches_complete_only_after_the_trial() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut state = State::Idle;
+        let mut stages = Vec::new();
+        for event in [
+            Event::Requested(job()),
+            Event::PolicyAllows,
+            Event::ImageAccepted(facts()),
+            Event::SlotDisabled,
+            Event::SlotWritten(content()),
+            Event::SlotMatches,
+            Event::SlotArmed {
+                boot_id: "boot-0".into(),
+            },
+        ] {
+            state = step(&state, event, now).unwrap().0;
+            stages.push(state.stage().unwrap().word());
+        }
+        stages.dedup();
+        assert_eq!(
+            stages,
+            ["waiting", "downloading", "downloadComplete", "applying"]
+        );
+        let booted = BootedFrom {
+            slot: Slot::B,
+            boot_id: "boot-1".into(),
+        };
+        let trial = PendingTrial {
+            slot: Slot::B,
+            tries_left: 2,
+            job: Some("u1".into()),
+        };
+        let boot_state = BootState {
+            confirmed: Slot::A,
+            trial: Some(trial),
+        };
+        state = boot::resume(&state, &booted, &boot_state, None, now).state;
+        assert!(matches!(state, State::Trial(_)));
+        state = step(&state, Event::Healthy, now).unwrap().0;
+        let (state, actions) = step(&state, Event::MarkedGood, now).unwrap();
+        assert_eq!(state, State::Idle);
+        let [Action::Finish(finished)] = actions.as_slice() else {
+            panic!("{actions:?}")
+        };
+        assert_eq!(
+            (finished.stage, &finished.failure),
+            (Stage::ApplyComplete, &None)
+        );
+    }
+
+    #[test]
+    fn a_second_request_is_busy_in_every_state_but_idle_and_a_late_cancel_is_too_late() {
+        let now = Timestamp::UNIX_EPOCH;
+        let written = Written {
+            job: job(),
+            image: facts(),
+            content: content(),
+        };
+        let prepared = Prepared {
+            job: job(),
+            image: facts(),
+        };
+        let failure = failure();
+        let early = [
+            State::Waiting(job()),
+            State::Checking(job()),
+            State::Disabling(prepared.clone()),
+            State::Writing(prepared),
+            State::Verifying(written.clone()),
+        ];
+        let late = [
+            State::Arming(written.clone()),
+            State::Rebooting {
+                written: written.clone(),
+                armed_in: "boot-0".into(),
+            },
+            State::Trial(written.clone()),
+            State::Confirming(written.clone()),
+            State::RollingBack {
+                written: written.clone(),
+                failure: failure.clone(),
+            },
+            State::Abandoning {
+                written,
+                failure: failure.clone(),
+            },
+        ];
+        for state in early.iter().chain(&late) {
+            assert_eq!(
+                step(state, Event::Requested(job()), now),
+                Err(Refused::Busy)
+            );
+        }
+        for state in &late {
+            assert_eq!(
+                step(state, Event::Cancelled(failure.clone()), now),
+                Err(Refused::TooLate)
+            );
+        }
+        for state in &early {
+            let (next, actions) = step(state, Event::Cancelled(failure.clone()), now).unwrap();
+            assert_eq!(next, State::Idle);
+            assert!(
+                matches!(&actions[..], [Action::Finish(f)] if f.stage == Stage::DownloadFailed)
+            );
+        }
+    }
+
+    #[test]
+    fn every_state_survives_the_state_file() {
+        let written = Written {
+            job: job(),
+            image: facts(),
+            content: content(),
+        };
+        for state in [
+            State::Idle,
+            State::Waiting(job()),
+            State::Writing(Prepared {
+                job: job(),
+                image: facts(),
+            }),
+            State::Rebooting {
+                written: written.clone(),
+                armed_in: "x".into(),
+            },
+            State::RollingBack {
+                written: written.clone(),
+                failure: failure(),
+            },
+            State::Trial(written),
+        ] {
+            let text = serde_json::to_string(&state).unwrap();
+            assert_eq!(
+                serde_json::from_str::<State>(&text).unwrap(),
+                state,
+                "{text}"
+            );
+        }
+    }
+}

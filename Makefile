@@ -1,0 +1,23 @@
+# The commands a person runs. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: ## Install what demo and tests need (Debian packages and cargo-deny); says what it installs
+	@tests/setup.sh
+
+.PHONY: test
+test: setup ## Run every check: format, lints, dependencies, all tests
+	@tests/run.sh
+
+.PHONY: lint
+lint: ## Format, clippy and dependency checks only
+	@tests/run.sh --lint
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	cargo clean

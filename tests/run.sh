@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Every check of the project, in the order in which they fail fastest. `--lint`: only those that run no test.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:/usr/sbin:/sbin"
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "cargo fmt --check"
+cargo fmt --all --check
+
+step "shellcheck"
+git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
+
+step "cargo clippy --all-targets -- -D warnings"
+cargo clippy --workspace --all-targets --locked -- -D warnings
+
+step "cargo deny check"
+if ! cargo deny check bans licenses sources; then
+    exit 1
+fi
+if cargo deny check advisories >target/advisories.log 2>&1; then
+    echo "advisories ok"
+elif grep -qE 'failed to (fetch|clone)|unable to fetch|An IO error occurred|error decoding|connect' target/advisories.log; then
+    echo "SKIPPED: the advisories check, because the advisory database cannot be reached from this machine:"
+    tail -n 5 target/advisories.log
+else
+    cat target/advisories.log
+    exit 1
+fi
+
+[ "${1:-}" = --lint ] && exit 0
+
+step "cargo test"
+cargo test --workspace --locked --no-fail-fast

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Installs what demo and tests need on a bare Debian 12 or 13 with Rust: Debian packages, and with
+# `--tests` (the default) also cargo-deny from crates.io. Says what it installs; does nothing when all is there.
+set -euo pipefail
+
+what=${1:---tests}
+packages=()
+need() { # need COMMAND PACKAGE: COMMAND may also be an absolute path
+    command -v "$1" >/dev/null || [ -e "$1" ] || packages+=("$2")
+}
+export PATH="$PATH:/usr/sbin:/sbin"
+need cc gcc
+need make make
+need pkg-config pkg-config
+need openssl openssl
+if [ "$what" = --tests ]; then
+    need fw_printenv libubootenv-tool
+    need mkenvimage u-boot-tools
+    need minisign minisign
+    need zstd zstd
+    need xz xz-utils
+    need losetup mount
+    need mkfs.ext4 e2fsprogs
+    need dbus-daemon dbus
+    need python3 python3
+    python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+    need git git
+    need curl curl
+    need shellcheck shellcheck
+fi
+
+if [ ${#packages[@]} -gt 0 ]; then
+    sudo=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || {
+            echo "setup: these Debian packages are missing and neither root nor sudo is at hand: ${packages[*]}" >&2
+            exit 1
+        }
+        sudo=(sudo)
+    fi
+    echo "setup: installing Debian packages: ${packages[*]}"
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+
+if [ "$what" = --tests ] && ! cargo deny --version >/dev/null 2>&1; then
+    echo "setup: installing cargo-deny from crates.io (checks licences and sources of dependencies)"
+    cargo install --locked --quiet cargo-deny
+fi

@@ -27,6 +27,7 @@
 //! | [`chunk`], [`check`] | one chunk; the whole file |
 //! | [`trust`], [`public_key`], [`signature`], [`signing`] | who may sign; checking; making |
 //! | [`build`] | making an image |
+//! | [`plain`] | images without a manifest: raw, gzip, xz, zstd |
 
 pub mod build;
 pub mod check;
@@ -37,6 +38,7 @@ pub mod header;
 pub mod index;
 pub mod limits;
 pub mod manifest;
+pub mod plain;
 pub mod public_key;
 pub mod signature;
 pub mod signing;
@@ -49,6 +51,7 @@ pub use error::ImageError;
 pub use header::{Header, ManifestFrame, VerifiedManifest};
 pub use index::{ChunkEntry, ChunkIndex};
 pub use manifest::Manifest;
+pub use plain::{ImageKind, PlainError, PlainKind, plain_decoder};
 pub use public_key::{KeyFileError, KeyId, PublicKey};
 pub use signature::{Signature, SignatureKind, Signatures};
 pub use signing::{SigningError, SigningKey};

@@ -7,6 +7,8 @@ use std::{
     io,
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -17,7 +19,7 @@ use nix::{
 
 use super::{
     SlotWriteError,
-    medium::{AlignedBuf, BUFFER_ALIGN, Medium},
+    medium::{AlignedBuf, BUFFER_ALIGN, Medium, floor},
 };
 use crate::platform::ioctl;
 
@@ -68,7 +70,9 @@ impl DeviceMedium {
         }
         let (capacity, block) = if is_device {
             let size = ioctl::device_size(&file).map_err(failed)?;
-            (size, ioctl::logical_block_size(&file).map_err(failed)?)
+            let block = ioctl::logical_block_size(&file).map_err(failed)?;
+            // Only whole sectors can be reached; a loop device over an odd file reports more.
+            (floor(size, block), block)
         } else {
             (opened.len(), BUFFER_ALIGN)
         };
@@ -91,7 +95,7 @@ impl DeviceMedium {
         if usable {
             let mut probe = AlignedBuf::new(block);
             match self.file.read_at(&mut probe, 0) {
-                Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {}
+                Err(error) if is(&error, Errno::EINVAL) => {}
                 // Any other error is not about the flag; whoever reads that place will meet it again.
                 Ok(_) | Err(_) => {
                     self.block = block;
@@ -154,6 +158,15 @@ impl Medium for DeviceMedium {
     }
 }
 
+/// Tools that look at a device (fsck, mkfs, a tool that attaches it) claim it for a moment: a device that
+/// is busy is asked again, so many times and so far apart, before it counts as held.
+const BUSY_RETRIES: u32 = 5;
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}
+
 fn open_direct(path: &Path, access: Access, is_device: bool) -> io::Result<(File, bool)> {
     // O_EXCL without O_CREAT: the kernel refuses a device that is mounted or claimed, and nobody can
     // mount or claim it while it is open.
@@ -163,17 +176,25 @@ fn open_direct(path: &Path, access: Access, is_device: bool) -> io::Result<(File
         OFlag::empty()
     };
     let open = |flags: OFlag| {
-        OpenOptions::new()
+        let mut options = OpenOptions::new();
+        options
             .read(true)
             .write(access == Access::Write)
-            .custom_flags(flags.bits())
-            .open(path)
+            .custom_flags(flags.bits());
+        let mut patience = BUSY_RETRIES;
+        loop {
+            match options.open(path) {
+                Err(error) if is(&error, Errno::EBUSY) && patience > 0 => {
+                    patience -= 1;
+                    thread::sleep(BUSY_PAUSE);
+                }
+                done => return done,
+            }
+        }
     };
     match open(exclusive | OFlag::O_DIRECT) {
         Ok(file) => Ok((file, true)),
-        Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
-            open(exclusive).map(|file| (file, false))
-        }
+        Err(error) if is(&error, Errno::EINVAL) => open(exclusive).map(|file| (file, false)),
         Err(error) => Err(error),
     }
 }
@@ -184,7 +205,7 @@ fn held_or(
     error: io::Error,
     otherwise: impl FnOnce(io::Error) -> SlotWriteError,
 ) -> SlotWriteError {
-    if error.raw_os_error() == Some(Errno::EBUSY as i32) {
+    if is(&error, Errno::EBUSY) {
         SlotWriteError::Held {
             device: path.to_owned(),
             holder: holder_of(meta.rdev()),

@@ -1,2 +1,5 @@
-//! See `fwupdated::lib`.
-fn main() {}
+//! The command-line tool; see `fwupdated::ctl`.
+
+fn main() -> std::process::ExitCode {
+    fwupdated::ctl::main()
+}

@@ -4,10 +4,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use crate::update::slot::Slot;
 
 /// The whole configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// `[hub]`
     pub hub: HubConfig,
@@ -32,10 +34,11 @@ pub struct Config {
 }
 
 /// `[hub]`: how the device reaches IoT Hub.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubConfig {
     /// File with the device connection string. `None`, or a file that does not exist: the daemon runs
     /// without a hub and says so. `$CREDENTIALS_DIRECTORY/connection_string` is tried first.
+    /// Default `/etc/fwupdated/connection-string`.
     pub connection_string_file: Option<PathBuf>,
     /// CA certificates (PEM) to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
@@ -43,7 +46,7 @@ pub struct HubConfig {
     pub gateway_host: Option<String>,
     /// Port of MQTT over TLS. Default 8883.
     pub mqtt_port: u16,
-    /// Keep-alive, at most 230 s. Default 180 s.
+    /// Keep-alive, 10 s to 230 s. Default 3 min.
     pub keep_alive: Duration,
     /// Life of a SAS token. Default 1 h.
     pub token_lifetime: Duration,
@@ -57,7 +60,7 @@ pub struct HubConfig {
 }
 
 /// `[slots.a]`, `[slots.b]`: the partitions.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotsConfig {
     /// `slots.a.rootfs`: a path, `PARTUUID=...` or `PARTLABEL=...`.
     pub a: String,
@@ -77,7 +80,8 @@ impl SlotsConfig {
 }
 
 /// Which bootloader decides the slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum BootloaderKind {
     /// U-Boot; the booted slot is found by the device number of `/`.
     Uboot,
@@ -87,7 +91,7 @@ pub enum BootloaderKind {
 }
 
 /// `[bootloader]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootloaderConfig {
     /// Which one.
     pub kind: BootloaderKind,
@@ -104,7 +108,7 @@ pub struct BootloaderConfig {
 }
 
 /// `[fetch]`: the download.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchConfig {
     /// CA certificates (PEM) to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
@@ -125,7 +129,7 @@ pub struct FetchConfig {
 }
 
 /// `[trust]`: who may sign an image.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustConfig {
     /// Folders with `*.pub` keys. Default `/usr/lib/fwupdated/keys.d`, `/etc/fwupdated/keys.d`.
     pub key_dirs: Vec<PathBuf>,
@@ -143,18 +147,19 @@ pub struct TrustConfig {
 }
 
 /// `[policy]`: when an accepted update may go on.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyConfig {
     /// Random delay, up to this, before the download starts. Default none.
     pub random_delay: Duration,
     /// Folder of executables asked before the download: exit 0 go, 75 ask again later, else refuse.
+    /// Default `/etc/fwupdated/policy.d`.
     pub hook_dir: PathBuf,
     /// How often hooks that said 75 are asked again. Default 60 s.
     pub hook_interval: Duration,
 }
 
 /// `[health]`: what a trial boot must show before it is confirmed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthConfig {
     /// Time for everything below, from the start of the boot. Default 10 min.
     pub deadline: Duration,
@@ -171,7 +176,7 @@ pub struct HealthConfig {
 }
 
 /// `[report]`: the pace of twin patches.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportConfig {
     /// Shortest time between two patches for a change of stage. Default 1 s.
     pub stage_interval: Duration,
@@ -182,14 +187,14 @@ pub struct ReportConfig {
 }
 
 /// `[state]`: what survives.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateConfig {
     /// Default `/var/lib/fwupdated`.
     pub directory: PathBuf,
 }
 
 /// `[control]`: the local interface.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlConfig {
     /// Socket that `fwupdatectl` talks to. Default `/run/fwupdated/control`.
     pub socket: PathBuf,

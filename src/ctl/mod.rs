@@ -1,5 +1,169 @@
 //! THE CLI `fwupdatectl`: this device ([`local`]), images ([`image`]), the hub's service side ([`hub`]).
+//!
+//! What a command prints on standard output is for scripts and stays as it is; notes and errors go to
+//! standard error. How it ends is one of the codes in [`exit`].
 
+pub mod exit;
 pub mod hub;
 pub mod image;
 pub mod local;
+
+mod output;
+mod progress;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    config::{Config, ConfigError, raw::RawDuration},
+    update::failure::{Coded, chain},
+};
+
+/// Firmware updates: this device, images, and the fleet behind an IoT Hub.
+#[derive(Debug, Parser)]
+#[command(name = "fwupdatectl", version)]
+struct Cli {
+    /// Read this configuration file instead of those in /usr/lib, /etc and conf.d
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Talk to the daemon over this socket [default: control.socket of the configuration]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Local(local::LocalCommand),
+    /// Check the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Work with the devices of an IoT Hub, from the operator's side
+    Hub(Box<hub::HubArgs>),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say whether the configuration is right, and if not, what is wrong and where
+    Check {
+        /// Check this file instead of the search path
+        file: Option<PathBuf>,
+    },
+}
+
+/// The program: reads its arguments, does what they say, and tells how it ended.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli {
+        config,
+        socket,
+        command,
+    } = Cli::parse();
+    let config = config.as_deref();
+    ExitCode::from(match command {
+        Command::Local(command) => match for_this_device(config) {
+            Ok(config) => {
+                let socket = socket.unwrap_or(config.control.socket);
+                on_runtime(local::run(command, &socket, &config.state.directory))
+            }
+            Err(error) => failed(&error, exit::USAGE),
+        },
+        Command::Config {
+            command: ConfigCommand::Check { file },
+        } => check_config(file.as_deref().or(config)),
+        Command::Hub(arguments) => on_runtime(hub::run(*arguments)),
+    })
+}
+
+/// One thread is plenty for one connection.
+fn on_runtime(work: impl Future<Output = u8>) -> u8 {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => {
+            output::note(format!("cannot start: {error}"));
+            exit::FAILED
+        }
+    }
+}
+
+/// Says what is wrong, in the one form that all errors have, and passes the exit code on.
+fn failed(error: &impl Coded, exit: u8) -> u8 {
+    output::note(format!(
+        "{} [{}]",
+        output::clean(&chain(error)),
+        error.code()
+    ));
+    exit
+}
+
+/// The configuration, or the defaults when the device's own is wrong: the moment to look at a device is
+/// just when something on it is wrong. A file that was asked for must be right.
+fn for_this_device(explicit: Option<&Path>) -> Result<Config, ConfigError> {
+    Config::load(explicit).or_else(|error| {
+        if explicit.is_some() {
+            return Err(error);
+        }
+        failed(&error, exit::USAGE);
+        output::note("going on with the built-in defaults");
+        Ok(Config::built_in())
+    })
+}
+
+fn check_config(file: Option<&Path>) -> u8 {
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(error) => return failed(&error, exit::USAGE),
+    };
+    if config.slots.is_none() {
+        output::note(
+            "note: no slots are configured, so no update can be installed; see [slots.a] and [slots.b]",
+        );
+    }
+    if config.trust.allow_unsigned {
+        output::note(
+            "warning: trust.unsigned = \"allow\" installs images that nobody signed; for development only",
+        );
+    }
+    if config
+        .hub
+        .connection_string_file
+        .as_ref()
+        .is_none_or(|file| !file.exists())
+    {
+        output::note(
+            "note: hub.connection_string_file does not exist; the daemon runs without a hub unless a systemd credential brings one",
+        );
+    }
+    output::line("the configuration is valid");
+    exit::OK
+}
+
+/// A duration on the command line, written as in the configuration.
+fn duration(text: &str) -> Result<Duration, crate::config::raw::NotADuration> {
+    text.parse::<RawDuration>()
+        .map(|RawDuration(duration)| duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,1 +1,3 @@
 //! WIRES the parts into a daemon.
+
+pub mod control_names;

@@ -1,0 +1,385 @@
+//! Merged -> valid: ranges, forms and what keys mean to each other.
+
+use std::{
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    error::{ConfigError, Place},
+    layer::Layer,
+    raw::{BOOT_COMPLETE, Permission, RawBootloader, RawConfig, RawDuration, RawSlots},
+    valid::*,
+};
+
+/// A rule that a key breaks. The layers know where the key stands.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    key: String,
+    message: String,
+}
+
+type Checked<T> = Result<T, Wrong>;
+
+impl Wrong {
+    fn new(key: &str, message: impl AsRef<str>) -> Self {
+        Self {
+            key: key.to_owned(),
+            message: format!("{key} {}", message.as_ref()),
+        }
+    }
+
+    /// The error, at the place that gave the key its value: the last layer's that has it.
+    pub(super) fn located(self, layers: &[Layer]) -> ConfigError {
+        let place = layers
+            .iter()
+            .rev()
+            .find_map(|layer| layer.place_of(&self.key));
+        // Absent everywhere means that something is missing: any file will do to add it.
+        let place = place.unwrap_or_else(|| Place {
+            name: layers
+                .iter()
+                .rev()
+                .find(|layer| layer.has_lines)
+                .map_or("configuration", |layer| &layer.name)
+                .to_owned(),
+            position: None,
+        });
+        ConfigError::Value {
+            place,
+            message: self.message,
+        }
+    }
+}
+
+pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
+    let RawConfig {
+        hub,
+        slots,
+        bootloader,
+        fetch,
+        trust,
+        policy,
+        health,
+        report,
+        state,
+        control,
+    } = raw;
+    Ok(Config {
+        hub: HubConfig {
+            connection_string_file: path(
+                "hub.connection_string_file",
+                &hub.connection_string_file,
+            )?,
+            ca_file: path("hub.ca_file", &hub.ca_file)?,
+            gateway_host: Some(host("hub.gateway_host", &hub.gateway_host)?.to_owned())
+                .filter(|host| !host.is_empty()),
+            mqtt_port: number("hub.mqtt_port", hub.mqtt_port, 1..=u16::MAX)?,
+            keep_alive: duration("hub.keep_alive", hub.keep_alive, secs(10)..=secs(230))?,
+            token_lifetime: duration(
+                "hub.token_lifetime",
+                hub.token_lifetime,
+                MINUTE * 5..=DAY * 30,
+            )?,
+            reconnect_max: duration("hub.reconnect_max", hub.reconnect_max, secs(1)..=HOUR)?,
+            method_names: method_names(&hub.method_names)?,
+            allow_reboot_method: hub.allow_reboot_method,
+        },
+        slots: self::slots(slots)?,
+        bootloader: self::bootloader(bootloader)?,
+        fetch: FetchConfig {
+            ca_file: path("fetch.ca_file", &fetch.ca_file)?,
+            insecure_hosts: insecure_hosts(&fetch.insecure_hosts)?,
+            connect_timeout: duration(
+                "fetch.connect_timeout",
+                fetch.connect_timeout,
+                secs(1)..=MINUTE * 5,
+            )?,
+            read_timeout: duration(
+                "fetch.read_timeout",
+                fetch.read_timeout,
+                secs(1)..=MINUTE * 10,
+            )?,
+            give_up_after: duration(
+                "fetch.give_up_after",
+                fetch.give_up_after,
+                secs(1)..=DAY * 30,
+            )?,
+            retry_max: duration("fetch.retry_max", fetch.retry_max, TENTH..=HOUR)?,
+            max_redirects: number("fetch.max_redirects", fetch.max_redirects, 0..=20)?,
+            authorization_file: path("fetch.authorization_file", &fetch.authorization_file)?,
+        },
+        trust: TrustConfig {
+            key_dirs: paths("trust.key_dirs", &trust.key_dirs)?,
+            revoked_dirs: paths("trust.revoked_dirs", &trust.revoked_dirs)?,
+            threshold: usize::from(number("trust.threshold", trust.threshold, 1..=16)?),
+            allow_unsigned: trust.unsigned == Permission::Allow,
+            allow_downgrade: trust.downgrade == Permission::Allow,
+            compatible: filled("trust.compatible", &trust.compatible)?,
+        },
+        policy: PolicyConfig {
+            random_delay: duration(
+                "policy.random_delay",
+                policy.random_delay,
+                Duration::ZERO..=DAY * 7,
+            )?,
+            hook_dir: needed_path("policy.hook_dir", &policy.hook_dir)?,
+            hook_interval: duration("policy.hook_interval", policy.hook_interval, TENTH..=DAY)?,
+        },
+        health: HealthConfig {
+            deadline: duration("health.deadline", health.deadline, secs(1)..=DAY)?,
+            units: units(health.units.as_deref(), bootloader.kind)?,
+            hook_dir: needed_path("health.hook_dir", &health.hook_dir)?,
+            hook_timeout: duration("health.hook_timeout", health.hook_timeout, secs(1)..=HOUR)?,
+            interval: duration("health.interval", health.interval, TENTH..=MINUTE * 5)?,
+            require_hub: health.hub,
+        },
+        report: ReportConfig {
+            stage_interval: duration(
+                "report.stage_interval",
+                report.stage_interval,
+                Duration::ZERO..=HOUR,
+            )?,
+            progress_interval: duration(
+                "report.progress_interval",
+                report.progress_interval,
+                TENTH..=HOUR,
+            )?,
+            answer_timeout: duration(
+                "report.answer_timeout",
+                report.answer_timeout,
+                secs(1)..=MINUTE * 10,
+            )?,
+        },
+        state: StateConfig {
+            directory: needed_path("state.directory", &state.directory)?,
+        },
+        control: ControlConfig {
+            socket: needed_path("control.socket", &control.socket)?,
+            os_release: needed_path("control.os_release", &control.os_release)?,
+        },
+    })
+}
+
+const TENTH: Duration = Duration::from_millis(100);
+const MINUTE: Duration = secs(60);
+const HOUR: Duration = secs(3600);
+const DAY: Duration = secs(24 * 3600);
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn duration(key: &str, value: RawDuration, allowed: RangeInclusive<Duration>) -> Checked<Duration> {
+    if allowed.contains(&value.0) {
+        return Ok(value.0);
+    }
+    let (from, to) = (RawDuration(*allowed.start()), RawDuration(*allowed.end()));
+    Err(Wrong::new(
+        key,
+        format!("is {value}; allowed is {from} to {to}"),
+    ))
+}
+
+fn number<N: PartialOrd + std::fmt::Display>(
+    key: &str,
+    value: N,
+    allowed: RangeInclusive<N>,
+) -> Checked<N> {
+    if allowed.contains(&value) {
+        return Ok(value);
+    }
+    Err(Wrong::new(
+        key,
+        format!(
+            "is {value}; allowed is {} to {}",
+            allowed.start(),
+            allowed.end()
+        ),
+    ))
+}
+
+/// The daemon's working directory is nothing that the writer of a configuration knows.
+fn path(key: &str, value: &str) -> Checked<Option<PathBuf>> {
+    match Path::new(value) {
+        _ if value.is_empty() => Ok(None),
+        path if path.is_absolute() => Ok(Some(path.to_owned())),
+        _ => Err(Wrong::new(
+            key,
+            format!("is `{value}`; give the whole path, from `/`"),
+        )),
+    }
+}
+
+fn needed_path(key: &str, value: &str) -> Checked<PathBuf> {
+    path(key, value)?.ok_or_else(|| Wrong::new(key, "is empty; give a path"))
+}
+
+fn paths(key: &str, values: &[String]) -> Checked<Vec<PathBuf>> {
+    values.iter().map(|value| needed_path(key, value)).collect()
+}
+
+fn filled(key: &str, values: &[String]) -> Checked<Vec<String>> {
+    match values.iter().any(|value| value.trim().is_empty()) {
+        true => Err(Wrong::new(
+            key,
+            "has an empty text in its list; take it out",
+        )),
+        false => Ok(values.to_vec()),
+    }
+}
+
+/// A host name or address alone: the port is a key of its own, and what compares hosts sees no port.
+fn host<'a>(key: &str, value: &'a str) -> Checked<&'a str> {
+    let port = value
+        .rsplit_once(':')
+        .is_some_and(|(name, _)| !name.contains(':'));
+    if port || value.contains(['/', '@', '?', ' ']) {
+        return Err(Wrong::new(
+            key,
+            format!("has `{value}`; give a host name alone, without scheme, port or path"),
+        ));
+    }
+    Ok(value)
+}
+
+fn insecure_hosts(values: &[String]) -> Checked<Vec<String>> {
+    const KEY: &str = "fetch.insecure_hosts";
+    filled(KEY, values)?
+        .iter()
+        .map(|value| host(KEY, value).map(str::to_owned))
+        .collect()
+}
+
+fn method_names(names: &[String]) -> Checked<Vec<String>> {
+    const KEY: &str = "hub.method_names";
+    if names.is_empty() {
+        return Err(Wrong::new(
+            KEY,
+            "is empty; name the method, or leave the key out",
+        ));
+    }
+    // The name is one level of the MQTT topic that the method arrives on.
+    let wrong = names.iter().find(|name| {
+        name.is_empty()
+            || name.len() > 100
+            || name.contains(['/', '+', '#', '?', '$'])
+            || name.contains(char::is_whitespace)
+    });
+    match wrong {
+        Some(name) => Err(Wrong::new(
+            KEY,
+            format!(
+                "has `{name}`; a method's name has 1 to 100 characters, no blanks and none of / + # ? $"
+            ),
+        )),
+        None => Ok(names.to_vec()),
+    }
+}
+
+fn units(units: Option<&[String]>, kind: BootloaderKind) -> Checked<Vec<String>> {
+    const KEY: &str = "health.units";
+    let Some(units) = units else {
+        return Ok(match kind {
+            BootloaderKind::Uboot => vec![BOOT_COMPLETE.to_owned()],
+            BootloaderKind::File => Vec::new(),
+        });
+    };
+    match units
+        .iter()
+        .find(|unit| !unit.contains('.') || unit.contains(['/', ' ']))
+    {
+        Some(unit) => Err(Wrong::new(
+            KEY,
+            format!("has `{unit}`; give a systemd unit with its suffix, such as `my-app.service`"),
+        )),
+        None => Ok(units.to_vec()),
+    }
+}
+
+fn slots(slots: &RawSlots) -> Checked<Option<SlotsConfig>> {
+    const A: &str = "slots.a.rootfs";
+    const B: &str = "slots.b.rootfs";
+    let (a, b) = (&slots.a.rootfs, &slots.b.rootfs);
+    match (a.is_empty(), b.is_empty()) {
+        (true, true) => return Ok(None),
+        (true, false) => {
+            return Err(Wrong::new(
+                A,
+                "is missing while slots.b.rootfs is there; name both slots",
+            ));
+        }
+        (false, true) => {
+            return Err(Wrong::new(
+                B,
+                "is missing while slots.a.rootfs is there; name both slots",
+            ));
+        }
+        (false, false) => {}
+    }
+    for (key, device) in [(A, a), (B, b)] {
+        let named = ["PARTUUID=", "PARTLABEL="].iter().any(|form| {
+            device
+                .strip_prefix(form)
+                .is_some_and(|name| !name.is_empty())
+        });
+        if !named && !Path::new(device).is_absolute() {
+            return Err(Wrong::new(
+                key,
+                format!(
+                    "is `{device}`; give a path such as `/dev/mmcblk0p2`, `PARTUUID=...` or `PARTLABEL=...`"
+                ),
+            ));
+        }
+    }
+    if a == b {
+        return Err(Wrong::new(
+            B,
+            format!("is the same partition as slots.a.rootfs ({a}); give each slot its own"),
+        ));
+    }
+    Ok(Some(SlotsConfig {
+        a: a.clone(),
+        b: b.clone(),
+    }))
+}
+
+fn bootloader(raw: &RawBootloader) -> Checked<BootloaderConfig> {
+    const BOOTED_FILE: &str = "bootloader.booted_file";
+    const REBOOT_COMMAND: &str = "bootloader.reboot_command";
+    let booted_file = path(BOOTED_FILE, &raw.booted_file)?;
+    let reboot_command = Some(&raw.reboot_command).filter(|command| !command.is_empty());
+    if reboot_command.is_some_and(|command| command[0].is_empty()) {
+        return Err(Wrong::new(
+            REBOOT_COMMAND,
+            "begins with an empty text; begin with the program",
+        ));
+    }
+    match raw.kind {
+        BootloaderKind::Uboot => {
+            let only = "is only for bootloader.kind = \"file\"; take it out";
+            if booted_file.is_some() {
+                return Err(Wrong::new(BOOTED_FILE, only));
+            }
+            if reboot_command.is_some() {
+                return Err(Wrong::new(REBOOT_COMMAND, only));
+            }
+        }
+        BootloaderKind::File if booted_file.is_none() => {
+            return Err(Wrong::new(
+                BOOTED_FILE,
+                "is missing; bootloader.kind = \"file\" needs it",
+            ));
+        }
+        BootloaderKind::File => {}
+    }
+    Ok(BootloaderConfig {
+        kind: raw.kind,
+        env_config: needed_path("bootloader.env_config", &raw.env_config)?,
+        lock_file: needed_path("bootloader.lock_file", &raw.lock_file)?,
+        tries: number("bootloader.tries", raw.tries, 1..=9)?,
+        booted_file,
+        reboot_command: reboot_command.cloned(),
+    })
+}

@@ -1,0 +1,248 @@
+//! The configuration as written: one field per key, with the defaults. Nothing is checked here but
+//! types; [`super::Config`] is what the program uses.
+//!
+//! An empty text or list stands for "not set", so that a later layer can take back what an earlier one
+//! set.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::valid::BootloaderKind;
+
+/// A duration as written: `"30s"`, `"5m"`, `"1h30m"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RawDuration(pub Duration);
+
+impl RawDuration {
+    const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+}
+
+impl fmt::Display for RawDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::SignedDuration::try_from(self.0) {
+            Ok(duration) => write!(f, "{duration:#}"),
+            Err(_) => write!(f, "{}s", self.0.as_secs()),
+        }
+    }
+}
+
+impl std::str::FromStr for RawDuration {
+    type Err = NotADuration;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.trim()
+            .parse::<jiff::SignedDuration>()
+            .ok()
+            .and_then(|duration| Duration::try_from(duration).ok())
+            .map(Self)
+            .ok_or_else(|| NotADuration(text.to_owned()))
+    }
+}
+
+/// The text was not a duration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a duration; write one such as \"500ms\", \"30s\", \"5m\" or \"1h30m\"")]
+pub struct NotADuration(pub String);
+
+impl Serialize for RawDuration {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawDuration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = RawDuration;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration such as \"30s\", \"5m\" or \"1h\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawDuration, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+/// Whether something that is unsafe outside a workshop is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Permission {
+    /// Allowed.
+    Allow,
+    /// Refused.
+    Deny,
+}
+
+/// Declares a section: its keys, their types and their defaults in one place.
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[$attribute:meta])* $key:ident: $type:ty = $default:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields, expecting = "a table")]
+        #[expect(missing_docs, reason = "the valid configuration documents each key")]
+        pub struct $name {
+            $($(#[$attribute])* pub $key: $type,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($key: $default,)* }
+            }
+        }
+    };
+}
+
+section! {
+    /// The whole configuration.
+    RawConfig {
+        hub: RawHub = RawHub::default(),
+        slots: RawSlots = RawSlots::default(),
+        bootloader: RawBootloader = RawBootloader::default(),
+        fetch: RawFetch = RawFetch::default(),
+        trust: RawTrust = RawTrust::default(),
+        policy: RawPolicy = RawPolicy::default(),
+        health: RawHealth = RawHealth::default(),
+        report: RawReport = RawReport::default(),
+        state: RawState = RawState::default(),
+        control: RawControl = RawControl::default(),
+    }
+}
+
+section! {
+    /// `[hub]`
+    RawHub {
+        connection_string_file: String = "/etc/fwupdated/connection-string".to_owned(),
+        ca_file: String = String::new(),
+        gateway_host: String = String::new(),
+        mqtt_port: u16 = 8883,
+        keep_alive: RawDuration = RawDuration::seconds(180),
+        token_lifetime: RawDuration = RawDuration::seconds(3600),
+        reconnect_max: RawDuration = RawDuration::seconds(300),
+        method_names: Vec<String> = texts(&["firmwareUpdate", "InitiateFirmwareUpdate"]),
+        allow_reboot_method: bool = false,
+    }
+}
+
+section! {
+    /// `[slots]`
+    RawSlots {
+        a: RawSlot = RawSlot::default(),
+        b: RawSlot = RawSlot::default(),
+    }
+}
+
+section! {
+    /// `[slots.a]`, `[slots.b]`
+    RawSlot {
+        rootfs: String = String::new(),
+    }
+}
+
+section! {
+    /// `[bootloader]`
+    RawBootloader {
+        kind: BootloaderKind = BootloaderKind::Uboot,
+        env_config: String = "/etc/fw_env.config".to_owned(),
+        lock_file: String = "/var/lock/fw_printenv.lock".to_owned(),
+        tries: u8 = 3,
+        booted_file: String = String::new(),
+        reboot_command: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
+    /// `[fetch]`
+    RawFetch {
+        ca_file: String = String::new(),
+        insecure_hosts: Vec<String> = Vec::new(),
+        connect_timeout: RawDuration = RawDuration::seconds(30),
+        read_timeout: RawDuration = RawDuration::seconds(60),
+        give_up_after: RawDuration = RawDuration::seconds(3600),
+        retry_max: RawDuration = RawDuration::seconds(60),
+        max_redirects: u8 = 5,
+        authorization_file: String = String::new(),
+    }
+}
+
+section! {
+    /// `[trust]`
+    RawTrust {
+        key_dirs: Vec<String> = texts(&["/usr/lib/fwupdated/keys.d", "/etc/fwupdated/keys.d"]),
+        revoked_dirs: Vec<String> = texts(&["/etc/fwupdated/revoked.d"]),
+        threshold: u8 = 1,
+        unsigned: Permission = Permission::Deny,
+        downgrade: Permission = Permission::Deny,
+        compatible: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
+    /// `[policy]`
+    RawPolicy {
+        random_delay: RawDuration = RawDuration::seconds(0),
+        hook_dir: String = "/etc/fwupdated/policy.d".to_owned(),
+        hook_interval: RawDuration = RawDuration::seconds(60),
+    }
+}
+
+section! {
+    /// `[health]`
+    RawHealth {
+        deadline: RawDuration = RawDuration::seconds(600),
+        /// `None`: what suits the bootloader.
+        #[serde(serialize_with = "units")]
+        units: Option<Vec<String>> = None,
+        hook_dir: String = "/etc/fwupdated/health.d".to_owned(),
+        hook_timeout: RawDuration = RawDuration::seconds(60),
+        interval: RawDuration = RawDuration::seconds(5),
+        hub: bool = false,
+    }
+}
+
+section! {
+    /// `[report]`
+    RawReport {
+        stage_interval: RawDuration = RawDuration::seconds(1),
+        progress_interval: RawDuration = RawDuration::seconds(5),
+        answer_timeout: RawDuration = RawDuration::seconds(30),
+    }
+}
+
+section! {
+    /// `[state]`
+    RawState {
+        directory: String = "/var/lib/fwupdated".to_owned(),
+    }
+}
+
+section! {
+    /// `[control]`
+    RawControl {
+        socket: String = "/run/fwupdated/control".to_owned(),
+        os_release: String = "/etc/os-release".to_owned(),
+    }
+}
+
+fn texts(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
+}
+
+/// The unit that a U-Boot device's trial boot must reach unless `health.units` says otherwise.
+pub(super) const BOOT_COMPLETE: &str = "boot-complete.target";
+
+/// TOML has no null: the default is shown as it is with the default bootloader.
+#[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+fn units<S: Serializer>(units: &Option<Vec<String>>, serializer: S) -> Result<S::Ok, S::Error> {
+    match units {
+        Some(units) => units.serialize(serializer),
+        None => [BOOT_COMPLETE].serialize(serializer),
+    }
+}

@@ -1,0 +1,456 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::update::failure::{Coded, chain};
+
+const SHIPPED: &str = include_str!("../../etc/fwupdated/fwupdated.toml");
+
+fn load(files: &[(&str, &str)], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let files: Vec<Layer> = files
+        .iter()
+        .map(|(name, text)| Layer::file(*name, *text))
+        .collect();
+    let variable = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    Config::load_from(&files, environment.iter().map(variable))
+}
+
+/// The error of one file `f`, as code and text.
+fn refused(text: &str) -> (&'static str, String) {
+    let error = load(&[("f", text)], &[]).expect_err(text);
+    (error.code(), chain(&error))
+}
+
+fn refused_variable(name: &str, value: &str) -> (&'static str, String) {
+    let error = load(&[], &[(name, value)]).expect_err(name);
+    (error.code(), chain(&error))
+}
+
+#[test]
+fn nothing_written_means_the_built_in_defaults() {
+    let config = load(&[], &[]).unwrap();
+    assert_eq!(config, Config::built_in());
+    assert_eq!(config, load(&[("empty", "")], &[]).unwrap());
+    assert_eq!(config.slots, None);
+    assert_eq!(config.hub.keep_alive, Duration::from_secs(180));
+    assert_eq!(config.health.units, ["boot-complete.target"]);
+    assert!(!config.trust.allow_unsigned);
+}
+
+#[test]
+fn a_later_file_wins_key_by_key_and_the_environment_wins_over_files() {
+    let config = load(
+        &[
+            (
+                "1",
+                "[hub]\nkeep_alive = '20s'\nmqtt_port = 1\n[fetch]\ninsecure_hosts = ['a', 'b']",
+            ),
+            (
+                "2",
+                "[hub]\nmqtt_port = 2\nca_file = '/ca'\n[fetch]\ninsecure_hosts = ['c']",
+            ),
+            ("3", "hub.ca_file = ''"),
+        ],
+        &[
+            ("FWUPDATED_HUB__MQTT_PORT", "3"),
+            ("FWUPDATED_SLOTS__A__ROOTFS", "/dev/a"),
+            ("FWUPDATED_SLOTS__B__ROOTFS", "PARTLABEL=b"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.hub.keep_alive, Duration::from_secs(20));
+    assert_eq!(config.hub.mqtt_port, 3);
+    assert_eq!(config.hub.ca_file, None, "an empty text takes a value back");
+    assert_eq!(
+        config.fetch.insecure_hosts,
+        ["c"],
+        "lists replace each other"
+    );
+    assert_eq!(config.slots.unwrap().b, "PARTLABEL=b");
+}
+
+#[test]
+fn variables_are_read_as_what_their_key_is() {
+    let config = load(
+        &[],
+        &[
+            ("FWUPDATED_HUB__ALLOW_REBOOT_METHOD", "true"),
+            ("FWUPDATED_HUB__KEEP_ALIVE", "77s"),
+            ("FWUPDATED_HUB__GATEWAY_HOST", "7"),
+            ("FWUPDATED_FETCH__INSECURE_HOSTS", "one, two"),
+            ("FWUPDATED_TRUST__COMPATIBLE", r#"["7", "true"]"#),
+            ("FWUPDATED_TRUST__UNSIGNED", "allow"),
+            (
+                "FWUPDATED_HUB_CONNECTION_STRING",
+                "no setting: it has no double underscore",
+            ),
+            ("PATH", "/bin"),
+        ],
+    )
+    .unwrap();
+    assert!(config.hub.allow_reboot_method && config.trust.allow_unsigned);
+    assert_eq!(config.hub.keep_alive, Duration::from_secs(77));
+    assert_eq!(config.hub.gateway_host.as_deref(), Some("7"));
+    assert_eq!(config.fetch.insecure_hosts, ["one", "two"]);
+    assert_eq!(config.trust.compatible, ["7", "true"]);
+}
+
+#[test]
+fn a_wrong_variable_is_named() {
+    let (code, text) = refused_variable("FWUPDATED_HUB__KEEP_ALVE", "5s");
+    assert_eq!(code, "config-unknown-key");
+    assert_eq!(
+        text,
+        "FWUPDATED_HUB__KEEP_ALVE: unknown key `hub.keep_alve`; did you mean `hub.keep_alive`?"
+    );
+    let (code, text) = refused_variable("FWUPDATED_HUB__MQTT_PORT", "many");
+    assert_eq!(code, "config-type");
+    assert!(
+        text.starts_with("FWUPDATED_HUB__MQTT_PORT: invalid type: string \"many\""),
+        "{text}"
+    );
+    let (code, text) = refused_variable("FWUPDATED_HUB__MQTT_PORT", "70000");
+    assert_eq!(code, "config-value");
+    assert!(
+        text.starts_with("FWUPDATED_HUB__MQTT_PORT: invalid value: integer `70000`"),
+        "{text}"
+    );
+    let (code, text) = refused_variable("FWUPDATED_HUB__KEEP_ALIVE", "1s");
+    assert_eq!(code, "config-value");
+    assert_eq!(
+        text,
+        "FWUPDATED_HUB__KEEP_ALIVE: hub.keep_alive is 1s; allowed is 10s to 3m 50s"
+    );
+    assert_eq!(refused_variable("FWUPDATED___", "").0, "config-unknown-key");
+}
+
+#[test]
+fn an_unknown_key_names_its_place_and_the_closest_one() {
+    for (text, expected) in [
+        (
+            "[hub]\n\n  keep_alve = '1m'",
+            "f:3:3: unknown key `hub.keep_alve`; did you mean `hub.keep_alive`?",
+        ),
+        (
+            "keep_alive = '1m'",
+            "f:1:1: unknown key `keep_alive`; did you mean `hub.keep_alive`?",
+        ),
+        ("[hup]", "f:1:2: unknown key `hup`; did you mean `hub`?"),
+        (
+            "[slots.c]\nrootfs = '/x'",
+            "f:1:8: unknown key `slots.c`; did you mean `slots.b`?",
+        ),
+        (
+            "[state]\nzzzzzzzzzzzzzz = 1",
+            "f:2:1: unknown key `state.zzzzzzzzzzzzzz`; [state] has directory",
+        ),
+    ] {
+        assert_eq!(refused(text), ("config-unknown-key", expected.to_owned()));
+    }
+}
+
+#[test]
+fn syntax_and_types_are_located() {
+    let (code, text) = refused("[hub]\nkeep_alive = ");
+    assert_eq!(code, "config-syntax");
+    assert!(text.starts_with("f:2:14: "), "{text}");
+    for (text, place) in [
+        ("[hub]\nmqtt_port = '8883'", "f:2:13: invalid type"),
+        (
+            "hub = 5",
+            "f:1:7: invalid type: integer `5`, expected a table",
+        ),
+        (
+            "[hub]\nkeep_alive = 30",
+            "f:2:14: invalid type: integer `30`, expected a duration such as",
+        ),
+        ("[fetch]\ninsecure_hosts = ['a', 5]", "f:2:24: invalid type"),
+        (
+            "[hub]\n# é\nallow_reboot_method = 'yes'",
+            "f:3:23: invalid type",
+        ),
+    ] {
+        let (code, message) = refused(text);
+        assert_eq!(code, "config-type", "{message}");
+        assert!(message.starts_with(place), "{message}");
+    }
+    let (code, text) = refused("[bootloader]\nkind = 'ubot'");
+    assert_eq!(
+        (code, text.as_str()),
+        (
+            "config-value",
+            "f:2:8: unknown variant `ubot`, expected `uboot` or `file`"
+        )
+    );
+}
+
+#[test]
+fn values_out_of_range_are_located_where_they_were_last_given() {
+    let good = "[hub]\nkeep_alive = '20s'\n";
+    let error = load(
+        &[
+            ("1", good),
+            ("2", "[hub]\nkeep_alive = '5m'"),
+            ("3", "[state]"),
+        ],
+        &[],
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "2:2:14: hub.keep_alive is 5m; allowed is 10s to 3m 50s"
+    );
+    for (text, expected) in [
+        (
+            "hub.keep_alive = '5'",
+            "f:1:18: `5` is not a duration; write one such as \"500ms\", \"30s\", \"5m\" or \"1h30m\"",
+        ),
+        (
+            "hub.keep_alive = '-30s'",
+            "f:1:18: `-30s` is not a duration",
+        ),
+        (
+            "bootloader.tries = 0",
+            "f:1:20: bootloader.tries is 0; allowed is 1 to 9",
+        ),
+        (
+            "hub.ca_file = 'ca.pem'",
+            "f:1:15: hub.ca_file is `ca.pem`; give the whole path",
+        ),
+        (
+            "hub.gateway_host = 'h:8883'",
+            "f:1:20: hub.gateway_host has `h:8883`; give a host name alone",
+        ),
+        ("hub.method_names = []", "f:1:20: hub.method_names is empty"),
+        (
+            "hub.method_names = ['a/b']",
+            "f:1:20: hub.method_names has `a/b`",
+        ),
+        (
+            "fetch.insecure_hosts = ['http://h/']",
+            "f:1:24: fetch.insecure_hosts has `http://h/`",
+        ),
+        (
+            "trust.compatible = ['']",
+            "f:1:20: trust.compatible has an empty text",
+        ),
+        ("trust.threshold = 0", "f:1:19: trust.threshold is 0"),
+        ("health.units = ['app']", "f:1:16: health.units has `app`"),
+        ("state.directory = ''", "f:1:19: state.directory is empty"),
+        (
+            "[slots]\na.rootfs = '/dev/x'\nb.rootfs = '/dev/x'",
+            "f:3:12: slots.b.rootfs is the same partition as slots.a.rootfs (/dev/x)",
+        ),
+        (
+            "slots.a.rootfs = '/dev/x'",
+            "f: slots.b.rootfs is missing while slots.a.rootfs is there",
+        ),
+        (
+            "slots.b.rootfs = '/dev/x'",
+            "f: slots.a.rootfs is missing while slots.b.rootfs is there",
+        ),
+        (
+            "[slots]\na.rootfs = 'sda1'\nb.rootfs = '/dev/x'",
+            "f:2:12: slots.a.rootfs is `sda1`",
+        ),
+        (
+            "bootloader.reboot_command = ['reboot']",
+            "f:1:29: bootloader.reboot_command is only for bootloader.kind",
+        ),
+        (
+            "bootloader.booted_file = '/b'",
+            "f:1:26: bootloader.booted_file is only for",
+        ),
+        (
+            "bootloader.kind = 'file'",
+            "f: bootloader.booted_file is missing",
+        ),
+    ] {
+        let (code, message) = refused(text);
+        assert_eq!(code, "config-value", "{message}");
+        assert!(
+            message.starts_with(expected),
+            "{message}\nexpected {expected}"
+        );
+    }
+}
+
+#[test]
+fn the_file_bootloader_needs_no_unit_of_systemd() {
+    let config = load(
+        &[(
+            "f",
+            "[bootloader]\nkind = 'file'\nbooted_file = '/b'\nreboot_command = ['r', '-f']",
+        )],
+        &[],
+    )
+    .unwrap();
+    assert!(config.health.units.is_empty());
+    assert_eq!(config.bootloader.reboot_command.unwrap(), ["r", "-f"]);
+}
+
+#[test]
+fn a_named_file_must_exist_and_be_readable_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.toml");
+    assert_eq!(
+        Config::load(Some(&file)).unwrap_err().code(),
+        "config-missing-file"
+    );
+    assert_eq!(
+        Config::load(Some(dir.path())).unwrap_err().code(),
+        "config-unreadable"
+    );
+    fs::write(&file, b"# line\n# \xff\n").unwrap();
+    let error = Config::load(Some(&file)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("{}:2:3: the file is not UTF-8 text", file.display())
+    );
+    fs::write(&file, "hub.mqtt_port = 9").unwrap();
+    assert_eq!(Config::load(Some(&file)).unwrap().hub.mqtt_port, 9);
+}
+
+#[test]
+fn the_search_path_is_read_in_order_and_may_be_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second, drop_ins) = (
+        dir.path().join("1.toml"),
+        dir.path().join("2.toml"),
+        dir.path().join("conf.d"),
+    );
+    let names = || -> Vec<String> {
+        search(&[first.clone(), second.clone()], &drop_ins)
+            .unwrap()
+            .iter()
+            .map(|layer| layer.name.rsplit('/').next().unwrap().to_owned())
+            .collect()
+    };
+    assert!(names().is_empty());
+    fs::create_dir(&drop_ins).unwrap();
+    for name in ["20-b.toml", "10-a.toml", "30-c.toml.bak", "README"] {
+        fs::write(drop_ins.join(name), "").unwrap();
+    }
+    fs::write(&second, "").unwrap();
+    assert_eq!(names(), ["2.toml", "10-a.toml", "20-b.toml"]);
+}
+
+/// The options of the shipped file: lines that begin with `#` and no blank.
+fn shipped_options() -> String {
+    let option = |line: &str| match line.strip_prefix('#') {
+        Some(rest) if !rest.is_empty() && !rest.starts_with(' ') => rest.to_owned(),
+        _ => line.to_owned(),
+    };
+    SHIPPED.lines().map(option).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_shipped_file_changes_nothing_and_shows_every_default() {
+    assert_eq!(
+        load(&[("shipped", SHIPPED)], &[]).unwrap(),
+        Config::built_in()
+    );
+    assert_eq!(
+        load(&[("options", &shipped_options())], &[]).unwrap(),
+        Config::built_in()
+    );
+    let all = toml::Table::try_from(RawConfig::default()).unwrap();
+    let shown: toml::Table = shipped_options().parse().unwrap();
+    assert_eq!(layer::keys(&shown, ""), layer::keys(&all, ""));
+    // Not only valid in the same way: the very values.
+    assert_eq!(
+        toml::from_str::<RawConfig>(&shipped_options()).unwrap(),
+        RawConfig {
+            health: raw::RawHealth {
+                units: Some(vec!["boot-complete.target".to_owned()]),
+                ..raw::RawHealth::default()
+            },
+            ..RawConfig::default()
+        }
+    );
+}
+
+#[test]
+fn every_option_of_the_shipped_file_is_explained_on_the_line_before() {
+    let mut before = "";
+    for line in SHIPPED.lines() {
+        if line.starts_with('#') && !line.starts_with("# ") && line.contains(" = ") {
+            assert!(before.starts_with("# "), "no explanation before: {line}");
+        }
+        before = line;
+    }
+}
+
+#[test]
+fn the_reference_documents_every_key_and_no_other() {
+    let page = include_str!("../../docs/reference/configuration.md");
+    let documented: std::collections::BTreeSet<String> = page
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("| `")?
+                .split('`')
+                .next()
+                .map(str::to_owned)
+        })
+        .collect();
+    let all = toml::Table::try_from(RawConfig::default()).unwrap();
+    let keys: std::collections::BTreeSet<String> = layer::keys(&all, "").into_iter().collect();
+    assert_eq!(documented, keys);
+    for key in keys {
+        let mut value = &toml::Value::Table(all.clone());
+        for name in key.split('.') {
+            value = &value[name];
+        }
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{key}`")))
+            .unwrap();
+        assert!(
+            row.contains(&format!("`{value}`")),
+            "the default of {key} is {value}: {row}"
+        );
+    }
+}
+
+/// Text that is nearly a configuration.
+fn nearly_toml() -> impl Strategy<Value = String> {
+    let key = prop_oneof![
+        Just("hub".to_owned()),
+        Just("slots.a".to_owned()),
+        Just("keep_alive".to_owned()),
+        Just("rootfs".to_owned()),
+        Just("method_names".to_owned()),
+        "[a-zé\"']{0,6}",
+    ];
+    let value = prop_oneof![
+        any::<i64>().prop_map(|n| n.to_string()),
+        any::<f64>().prop_map(|n| n.to_string()),
+        "'[^']{0,12}'",
+        "\"PT?-?[0-9]{1,25}[smhd]{1,2}\"",
+        Just("true".to_owned()),
+        Just("['x', 1]".to_owned()),
+        Just("{ a = 1 }".to_owned()),
+        ".{0,10}",
+    ];
+    let line = (key, value, 0..3_u8).prop_map(|(key, value, form)| match form {
+        0 => format!("[{key}]"),
+        1 => format!("{key} = {value}"),
+        _ => format!("{key}.{value}"),
+    });
+    proptest::collection::vec(line, 0..8).prop_map(|lines| lines.join("\n"))
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in prop_oneof![any::<String>(), nearly_toml()], name in "FWUPDATED_[A-Z_]{0,20}", value in any::<String>()) {
+        let _ = load(&[("f", &text)], &[]);
+        let _ = load(&[], &[(&name, &value), ("FWUPDATED_HUB__KEEP_ALIVE", &value), ("FWUPDATED_SLOTS", &text)]);
+    }
+
+    #[test]
+    fn durations_survive_their_text_form(millis in 0..10_000_000_000_u64) {
+        let duration = raw::RawDuration(Duration::from_millis(millis));
+        prop_assert_eq!(duration.to_string().parse::<raw::RawDuration>().unwrap(), duration);
+    }
+}

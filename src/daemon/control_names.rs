@@ -1,0 +1,120 @@
+//! What the daemon's control socket and its clients must agree on: names and documents.
+//!
+//! The daemon serves D-Bus, peer to peer, on the Unix socket `control.socket`. At [`PATH`] stands
+//! [`INTERFACE`]:
+//!
+//! | member | meaning |
+//! |---|---|
+//! | property `Status` (s, read, emits a change) | the JSON of [`crate::update::status::Status`] |
+//! | `Install(s) -> s` | an [`InstallRequest`] in, an [`Answer`] out |
+//! | `Cancel() -> s` | an [`Answer`] out |
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::update::{digest::Sha256, uri::PackageUri};
+
+/// The bus name (not needed peer to peer).
+pub const NAME: &str = "org.fwupdated1";
+
+/// The object.
+pub const PATH: &str = "/org/fwupdated1";
+
+/// Its interface.
+pub const INTERFACE: &str = "org.fwupdated1.Manager";
+
+/// What to install: the same document that the direct method `firmwareUpdate` takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstallRequest {
+    /// Where the image is. Written whole, secrets included.
+    pub fw_package_uri: PackageUri,
+    /// The version that the caller expects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fw_version: Option<String>,
+    /// The digest of the file at the address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fw_package_sha256: Option<Sha256>,
+    /// The caller's name for the update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_id: Option<String>,
+    /// Skip the policy's wait; never a check.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// The daemon's answer to a call: the same that a direct method gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// 200 accepted, 400 wrong, 403 forbidden, 409 busy, 503 not now.
+    pub status: u16,
+    /// `{"message","updateId"}` when accepted, `{"code","message"}` otherwise.
+    pub body: Value,
+}
+
+impl Answer {
+    /// True when the call was accepted.
+    #[must_use]
+    pub fn accepted(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// The id of the update that the answer is about.
+    #[must_use]
+    pub fn update_id(&self) -> Option<&str> {
+        self.body.get("updateId")?.as_str()
+    }
+
+    /// The answer in words: the message, and the code if there is one.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let member = |name| self.body.get(name).and_then(Value::as_str);
+        match (member("message").or(self.body.as_str()), member("code")) {
+            (Some(message), Some(code)) => format!("{message} [{code}]"),
+            (Some(message), None) => message.to_owned(),
+            (None, _) => self.body.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_request_is_the_method_s_payload_with_only_what_is_given() {
+        let request = InstallRequest {
+            fw_package_uri: "https://h/x?sig=1".parse().unwrap(),
+            fw_version: Some("2".to_owned()),
+            fw_package_sha256: None,
+            update_id: None,
+            force: false,
+        };
+        let document = serde_json::to_value(&request).unwrap();
+        assert_eq!(
+            document,
+            json!({"fwPackageUri": "https://h/x?sig=1", "fwVersion": "2"})
+        );
+        assert_eq!(
+            serde_json::from_value::<InstallRequest>(document).unwrap(),
+            request
+        );
+    }
+
+    #[test]
+    fn an_answer_is_shown_as_its_message_and_code() {
+        let text = |body| Answer { status: 409, body }.text();
+        assert_eq!(
+            text(json!({"code": "busy", "message": "Another runs."})),
+            "Another runs. [busy]"
+        );
+        assert_eq!(
+            text(json!("FirmwareUpdate started")),
+            "FirmwareUpdate started"
+        );
+        assert_eq!(text(json!({"x": 1})), r#"{"x":1}"#);
+        assert_eq!(text(Value::Null), "null");
+    }
+}

@@ -1,3 +1,21 @@
 //! SPEAKS IoT Hub. Pure but for [`session`], which holds the MQTT connection and is the only user of
-//! `rumqttc`.
+//! `rumqttc`: everything else takes bytes and times and gives back values.
+//!
+//! - [`credentials`]: the connection string, the SAS token, the CONNECT user name.
+//! - [`topics`]: the topics of the hub's MQTT dialect.
+//! - [`method`]: a direct method's name and payload to a command, and the answers.
+//! - [`twin`]: the reported section from a status, and the hub's merge rules.
+//! - [`desired`]: the desired property `firmware`, and when it starts an update.
+//! - [`reporter`]: when which patch is sent, so that the last word of every update arrives.
+//! - [`session`]: the connection itself.
+//! - [`backoff`], [`percent`]: small helpers of the above.
+
+pub mod backoff;
+pub mod credentials;
+pub mod desired;
+pub mod method;
+pub mod percent;
+pub mod reporter;
 pub mod session;
+pub mod topics;
+pub mod twin;

@@ -33,15 +33,21 @@ pub struct HubArgs {
         long,
         global = true,
         value_name = "FILE",
-        conflicts_with = "connection_string"
+        conflicts_with = "connection_string",
+        help_heading = "Hub options"
     )]
     connection_string_file: Option<PathBuf>,
     /// The service connection string itself (other users of this machine can see it; better in a file or
     /// in the environment variable FWUPDATED_HUB_CONNECTION_STRING)
-    #[arg(long, global = true, value_name = "STRING")]
-    connection_string: Option<ConnectionString>,
+    #[arg(
+        long,
+        global = true,
+        value_name = "STRING",
+        help_heading = "Hub options"
+    )]
+    connection_string: Option<Secret>,
     /// CA certificates (PEM) to trust instead of the system's, as for an emulator
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Hub options")]
     ca_file: Option<PathBuf>,
     #[command(subcommand)]
     command: HubCommand,
@@ -75,7 +81,7 @@ async fn try_run(arguments: HubArgs) -> Result<u8, HubError> {
         command,
     } = arguments;
     let connection = match (connection_string, connection_string_file) {
-        (Some(connection), _) => connection,
+        (Some(Secret(text)), _) => text.parse()?,
         (None, Some(file)) => ConnectionString::from_file(&file)?,
         (None, None) => match std::env::var(CONNECTION_STRING_VARIABLE) {
             Ok(text) => text.parse()?,
@@ -88,6 +94,22 @@ async fn try_run(arguments: HubArgs) -> Result<u8, HubError> {
         HubCommand::Twin(arguments) => twin::run(&client, arguments).await,
         HubCommand::List(arguments) => query::list(&client, arguments).await,
         HubCommand::Query(arguments) => query::query(&client, arguments).await,
+    }
+}
+
+/// A text that no error repeats and no `Debug` shows.
+#[derive(Clone)]
+struct Secret(String);
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(...)")
     }
 }
 

@@ -22,12 +22,12 @@ use super::{
 };
 use crate::{
     daemon::control_names::{Answer, InstallRequest},
-    update::{digest::Sha256, status::Status, uri::PackageUri},
+    update::{digest::Sha256, status::Status},
 };
 
 /// What can be asked of the daemon.
 #[derive(Debug, Subcommand)]
-pub enum LocalCommand {
+pub(super) enum LocalCommand {
     /// Show what runs here, the slots, the connection to the hub and the update
     Status {
         /// Go on until the update under way has ended; the exit code tells how
@@ -43,7 +43,7 @@ pub enum LocalCommand {
     /// Install the image at URL, as the hub's method firmwareUpdate would
     Install {
         /// The image's address, https://
-        url: PackageUri,
+        url: super::UriArgument,
         /// Refuse the image unless it is of this version
         #[arg(long, value_name = "VERSION")]
         version: Option<String>,
@@ -68,8 +68,18 @@ pub enum LocalCommand {
 }
 
 /// Carries `command` out over `socket`. Returns the exit code.
-pub async fn run(command: LocalCommand, socket: &Path, state_dir: &Path) -> u8 {
-    let outcome = match command {
+pub(super) async fn run(command: LocalCommand, socket: &Path, state_dir: &Path) -> u8 {
+    carry_out(command, socket, state_dir)
+        .await
+        .unwrap_or_else(|error| failed(&error, error.exit_code()))
+}
+
+async fn carry_out(
+    command: LocalCommand,
+    socket: &Path,
+    state_dir: &Path,
+) -> Result<u8, LocalError> {
+    match command {
         LocalCommand::Status {
             watch: false, json, ..
         } => status(socket, state_dir, json).await,
@@ -88,7 +98,7 @@ pub async fn run(command: LocalCommand, socket: &Path, state_dir: &Path) -> u8 {
             timeout,
         } => {
             let request = InstallRequest {
-                fw_package_uri: url,
+                fw_package_uri: url.0?,
                 fw_version: version,
                 fw_package_sha256: sha256,
                 update_id: id,
@@ -97,8 +107,7 @@ pub async fn run(command: LocalCommand, socket: &Path, state_dir: &Path) -> u8 {
             install(socket, &request, watch, timeout).await
         }
         LocalCommand::Cancel => cancel(socket).await,
-    };
-    outcome.unwrap_or_else(|error| failed(&error, error.exit_code()))
+    }
 }
 
 async fn status(socket: &Path, state_dir: &Path, json: bool) -> Result<u8, LocalError> {

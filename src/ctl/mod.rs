@@ -21,7 +21,10 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     config::{Config, ConfigError, raw::RawDuration},
-    update::failure::{Coded, chain},
+    update::{
+        failure::{Coded, chain},
+        uri::{PackageUri, UriError},
+    },
 };
 
 /// Firmware updates: this device, images, and the fleet behind an IoT Hub.
@@ -29,10 +32,20 @@ use crate::{
 #[command(name = "fwupdatectl", version)]
 struct Cli {
     /// Read this configuration file instead of those in /usr/lib, /etc and conf.d
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help_heading = "General options"
+    )]
     config: Option<PathBuf>,
     /// Talk to the daemon over this socket [default: control.socket of the configuration]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        help_heading = "General options"
+    )]
     socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
@@ -154,6 +167,17 @@ fn check_config(file: Option<&Path>) -> u8 {
 fn duration(text: &str) -> Result<Duration, crate::config::raw::NotADuration> {
     text.parse::<RawDuration>()
         .map(|RawDuration(duration)| duration)
+}
+
+/// The address of an image on the command line. Judged by the command, not by the parser of the command
+/// line, which would repeat a wrong one with its secrets.
+#[derive(Debug, Clone)]
+struct UriArgument(Result<PackageUri, UriError>);
+
+impl From<&str> for UriArgument {
+    fn from(text: &str) -> Self {
+        Self(text.parse())
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,10 @@ use serde_json::Value;
 use super::connection::NotAConnectionString;
 use crate::{
     ctl::exit,
-    update::failure::{Class, Coded},
+    update::{
+        failure::{Class, Coded},
+        uri::UriError,
+    },
 };
 
 /// An answer of the hub that is no success, as data.
@@ -151,6 +154,9 @@ fn member<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
 /// Why the hub did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
+    /// The image's address.
+    #[error(transparent)]
+    Uri(#[from] UriError),
     /// Neither flag nor variable.
     #[error(
         "no service connection string; give --connection-string-file FILE or set FWUPDATED_HUB_CONNECTION_STRING"
@@ -275,6 +281,7 @@ pub enum HubError {
 impl Coded for HubError {
     fn code(&self) -> &'static str {
         match self {
+            Self::Uri(error) => error.code(),
             Self::NoConnectionString => "hub-no-connection-string",
             Self::ConnectionString(_) => "hub-connection-string",
             Self::ConnectionStringFile { .. } => "hub-connection-string-file",
@@ -302,7 +309,8 @@ impl Coded for HubError {
             | Self::Throttled { .. }
             | Self::Unavailable { .. } => Class::Retry,
             Self::Offline { .. } | Self::NoAnswer { .. } => Class::Wait,
-            Self::NoConnectionString
+            Self::Uri(_)
+            | Self::NoConnectionString
             | Self::ConnectionString(_)
             | Self::ConnectionStringFile { .. }
             | Self::CaFile { .. }
@@ -322,7 +330,8 @@ impl HubError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NoConnectionString
+            Self::Uri(_)
+            | Self::NoConnectionString
             | Self::ConnectionString(_)
             | Self::ConnectionStringFile { .. }
             | Self::CaFile { .. }

@@ -20,7 +20,6 @@ use crate::{
         digest::Sha256,
         failure::{Coded, chain},
         status::iso_millis,
-        uri::PackageUri,
     },
 };
 
@@ -37,7 +36,7 @@ pub(super) struct InvokeArgs {
     device: String,
     /// The image's address, https://
     #[arg(long, value_name = "URL")]
-    uri: PackageUri,
+    uri: crate::ctl::UriArgument,
     /// The version that the image must have
     #[arg(long, value_name = "VERSION")]
     version: Option<String>,
@@ -117,7 +116,7 @@ pub(super) async fn run(client: &HubClient, arguments: InvokeArgs) -> Result<u8,
         ..
     } = &arguments;
     let request = InstallRequest {
-        fw_package_uri: uri.clone(),
+        fw_package_uri: uri.0.clone()?,
         fw_version: version.clone(),
         fw_package_sha256: *sha256,
         update_id: id.clone(),

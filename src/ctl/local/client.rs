@@ -15,6 +15,7 @@ use crate::{
     update::{
         failure::{Class, Coded},
         status::Status,
+        uri::UriError,
     },
 };
 
@@ -38,6 +39,9 @@ trait Manager {
 /// Why the daemon could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LocalError {
+    /// The image's address.
+    #[error(transparent)]
+    Uri(#[from] UriError),
     /// Nobody listens on the socket.
     #[error(
         "the daemon does not run: nothing answers at {}; see `systemctl status fwupdated`, or name its socket with --socket",
@@ -92,6 +96,7 @@ pub(super) enum LocalError {
 impl Coded for LocalError {
     fn code(&self) -> &'static str {
         match self {
+            Self::Uri(error) => error.code(),
             Self::NoDaemon { .. } => "control-no-daemon",
             Self::Permission { .. } => "control-permission",
             Self::NoAnswer { .. } => "control-no-answer",
@@ -104,7 +109,8 @@ impl Coded for LocalError {
     fn class(&self) -> Class {
         match self {
             Self::NoDaemon { .. } | Self::NoAnswer { .. } => Class::Retry,
-            Self::Permission { .. }
+            Self::Uri(_)
+            | Self::Permission { .. }
             | Self::Answer { .. }
             | Self::StateFile { .. }
             | Self::StateFormat { .. } => Class::Final,
@@ -115,6 +121,7 @@ impl Coded for LocalError {
 impl LocalError {
     pub(super) fn exit_code(&self) -> u8 {
         match self {
+            Self::Uri(_) => exit::USAGE,
             Self::Permission { .. } => exit::REFUSED,
             _ => exit::UNREACHABLE,
         }

@@ -118,8 +118,10 @@ async fn a_whole_file_and_a_range_arrive_as_they_are() {
     assert!(got.bytes == image[1000..250_000]);
     assert_eq!(got.total, Some(SIZE as u64));
     assert!(got.ranges);
-    let got = get(&fetcher, &uri(&server), 290_000.., None).await.unwrap();
-    assert!(got.bytes == image[290_000..]);
+    // On another thread too.
+    let (elsewhere, file) = (fetcher.clone(), uri(&server));
+    let got = tokio::spawn(async move { get(&elsewhere, &file, 290_000.., None).await });
+    assert!(got.await.unwrap().unwrap().bytes == image[290_000..]);
     // Past the end: what there is.
     let got = get(&fetcher, &uri(&server), 290_000..999_999, None).await;
     assert!(got.unwrap().bytes == image[290_000..]);
@@ -218,13 +220,15 @@ async fn more_bytes_than_promised_are_an_error() {
     let (server, _) = ready();
     let fetcher = Fetcher::new(&config(&server)).unwrap();
     for range in [ByteRange::from(10..1000), ByteRange::from(10..)] {
-        server.fault(PATH, Fault::Extra(5));
-        let error = get(&fetcher, &uri(&server), range, None).await.map(|_| ());
-        let error = error.unwrap_err();
-        assert_eq!(
-            (error.code(), error.class()),
-            ("body-too-long", Class::Final)
-        );
+        for fault in [Fault::Extra(5), Fault::ExtraAtOnce(5)] {
+            server.fault(PATH, fault);
+            let error = get(&fetcher, &uri(&server), range, None).await.map(|_| ());
+            let error = error.unwrap_err();
+            assert_eq!(
+                (error.code(), error.class()),
+                ("body-too-long", Class::Final)
+            );
+        }
     }
 }
 
@@ -476,12 +480,14 @@ async fn a_stalled_body_is_continued_and_ends_as_stalled() {
 }
 
 #[tokio::test]
-async fn giving_up_on_a_call_loses_neither_bytes_nor_the_pause() {
+async fn giving_up_on_a_call_loses_neither_bytes_nor_requests_nor_pauses() {
     let (server, image) = ready();
     server.throttle(Some(3_000_000));
-    server.faults(PATH, (0..3).map(|_| Fault::DropAfter(60_000)));
+    server.faults(PATH, (0..2).map(|_| Fault::DropAfter(60_000)));
+    server.fault(PATH, Fault::Status(503, &[("retry-after", "1")], ""));
     let fetcher = Fetcher::new(&config(&server)).unwrap();
     let mut download = fetcher.open(&uri(&server), .., None).await.unwrap();
+    let started = Instant::now();
     let mut bytes = Vec::new();
     loop {
         match timeout(Duration::from_millis(2), download.next_chunk()).await {
@@ -491,6 +497,35 @@ async fn giving_up_on_a_call_loses_neither_bytes_nor_the_pause() {
             Ok(Err(error)) => panic!("{error}"),
         }
     }
+    assert!(bytes == image);
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    assert_eq!(server.requests().len(), 4);
+    let last = server.requests()[3].range.clone();
+    assert_eq!(last.as_deref(), Some("bytes=120000-"));
+}
+
+#[tokio::test]
+async fn a_stall_is_noticed_by_a_caller_who_never_waits_long() {
+    let (server, image) = ready();
+    server.fault(PATH, Fault::StallAfter(100_000));
+    let fetcher = Fetcher::new(&FetchConfig {
+        read_timeout: Duration::from_millis(300),
+        ..config(&server)
+    })
+    .unwrap();
+    let mut download = fetcher.open(&uri(&server), .., None).await.unwrap();
+    let mut bytes = Vec::new();
+    let work = async {
+        loop {
+            match timeout(Duration::from_millis(50), download.next_chunk()).await {
+                Err(_) => {}
+                Ok(Ok(Some(piece))) => bytes.extend_from_slice(&piece),
+                Ok(Ok(None)) => break,
+                Ok(Err(error)) => panic!("{error}"),
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), work).await.unwrap();
     assert!(bytes == image);
 }
 

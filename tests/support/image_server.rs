@@ -108,11 +108,13 @@ pub(crate) enum Fault {
     StallAfter(u64),
     /// The body ends properly after so many bytes, whatever was promised.
     EndAfter(u64),
-    /// So many more bytes than promised.
+    /// So many more bytes than promised, after the others.
     Extra(u64),
+    /// So many more bytes than promised, together with the last of the others.
+    ExtraAtOnce(u64),
     /// 200 and the whole file for a range.
     IgnoreRange,
-    /// 206, but from a byte further on than asked.
+    /// 206, but from a byte further on than asked; for the rest consistent.
     WrongContentRange,
     /// 206, but without saying which part it is.
     NoContentRange,
@@ -526,15 +528,18 @@ fn respond(
             (StatusCode::RANGE_NOT_SATISFIABLE, 0, 0)
         }
         Some((start, end)) => {
-            let claimed = start + u64::from(matches!(fault, Some(Fault::WrongContentRange)));
+            let start = start + u64::from(matches!(fault, Some(Fault::WrongContentRange)));
             if !matches!(fault, Some(Fault::NoContentRange)) {
-                let value = format!("bytes {claimed}-{}/{total}", end - 1);
+                let value = format!("bytes {start}-{}/{total}", end - 1);
                 set(header::CONTENT_RANGE, &value);
             }
             (StatusCode::PARTIAL_CONTENT, start, end)
         }
     };
-    let chunked = matches!(fault, Some(Fault::EndAfter(_) | Fault::Extra(_)));
+    let chunked = matches!(
+        fault,
+        Some(Fault::EndAfter(_) | Fault::Extra(_) | Fault::ExtraAtOnce(_))
+    );
     if resource.length && !chunked {
         set(header::CONTENT_LENGTH, &(end - start).to_string());
     }
@@ -547,7 +552,7 @@ fn respond(
             _ => u64::MAX,
         },
         extra: match fault {
-            Some(Fault::Extra(n)) => n,
+            Some(Fault::Extra(n) | Fault::ExtraAtOnce(n)) => n,
             _ => 0,
         },
         fault,
@@ -612,7 +617,7 @@ impl Sending {
             let extra = usize::try_from(std::mem::take(&mut self.extra)).unwrap();
             return (extra > 0).then(|| (Ok(vec![0xee; extra].into()), self));
         }
-        let bytes = match &self.contents {
+        let mut bytes = match &self.contents {
             Contents::Bytes(bytes) => {
                 let start = usize::try_from(self.at).unwrap();
                 bytes.slice(start..start + usize::try_from(length).unwrap())
@@ -630,6 +635,10 @@ impl Sending {
         }
         self.at += length;
         self.left -= length;
+        if matches!(self.fault, Some(Fault::ExtraAtOnce(_))) && self.at == self.end {
+            let extra = usize::try_from(std::mem::take(&mut self.extra)).unwrap();
+            bytes = [&bytes[..], &vec![0xee; extra]].concat().into();
+        }
         self.sent.fetch_add(length, Ordering::Relaxed);
         Some((Ok(bytes), self))
     }

@@ -12,6 +12,7 @@
 //! would break ranges and hashes); no time limit on a whole body, only on silence. The query of a URL is a
 //! secret: neither errors nor logs contain it.
 
+mod answer;
 mod download;
 mod error;
 mod patience;
@@ -28,10 +29,7 @@ use std::{
 
 use reqwest::{
     Client, Method, Request, Response, StatusCode, Url,
-    header::{
-        ACCEPT_ENCODING, ACCEPT_RANGES, AUTHORIZATION, CONTENT_ENCODING, CONTENT_RANGE, HeaderMap,
-        HeaderName, HeaderValue, IF_RANGE, LOCATION, RANGE,
-    },
+    header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, IF_RANGE, LOCATION, RANGE},
     redirect,
 };
 use tokio::{
@@ -40,14 +38,15 @@ use tokio::{
 };
 use tracing::warn;
 
+use self::{
+    answer::{Answer, content_range, text_of},
+    patience::{Patience, retry_after},
+    validator::ContentRange,
+};
 pub use self::{
     download::Download,
     error::FetchError,
     validator::{ByteRange, Comparison, Validator},
-};
-use self::{
-    patience::{Patience, retry_after},
-    validator::ContentRange,
 };
 use crate::{
     config::FetchConfig,
@@ -84,19 +83,6 @@ struct Inner {
     max_redirects: u8,
     received: AtomicU64,
     retrying: watch::Sender<Option<Retrying>>,
-}
-
-/// An answer that was found to be what was asked for.
-struct Answer {
-    response: Response,
-    /// Where in the file the body's next byte lies.
-    at: u64,
-    /// Where in the file the body must end, if that is known.
-    end: Option<u64>,
-    /// Length of the whole file.
-    total: Option<u64>,
-    validator: Validator,
-    ranges: bool,
 }
 
 impl Fetcher {
@@ -266,7 +252,9 @@ impl Fetcher {
         }
         let response = self.follow(uri, &headers).await?;
         match response.status() {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => judge(uri, range, before, response),
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
+                Answer::judge(uri, range, before, response)
+            }
             StatusCode::RANGE_NOT_SATISFIABLE => {
                 let total = match content_range(&response) {
                     Some(ContentRange::Unsatisfied { total }) => Some(total),
@@ -391,93 +379,8 @@ impl std::fmt::Debug for Fetcher {
     }
 }
 
-/// Whether an answer with a file in it is the file, and the part of it, that was asked for.
-fn judge(
-    uri: &PackageUri,
-    range: ByteRange,
-    before: Option<&Validator>,
-    response: Response,
-) -> Result<Answer, FetchError> {
-    let headers = response.headers();
-    if let Some(encoding) = headers.get(CONTENT_ENCODING)
-        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
-    {
-        let encoding = String::from_utf8_lossy(encoding.as_bytes());
-        return Err(FetchError::ContentEncoding {
-            uri: uri.to_string(),
-            encoding: encoding.chars().take(40).collect(),
-        });
-    }
-    let length = response.content_length();
-    let partial = response.status() == StatusCode::PARTIAL_CONTENT;
-    let (at, end, total) = if partial {
-        let mismatch = |answered: String| FetchError::RangeMismatch {
-            uri: uri.to_string(),
-            asked: range.start,
-            answered,
-        };
-        let (start, end, total) = match content_range(&response) {
-            _ if range == ByteRange::WHOLE => {
-                return Err(mismatch(
-                    "a part, though the whole was asked for".to_owned(),
-                ));
-            }
-            Some(ContentRange::Bytes { start, end, total }) => (start, end, total),
-            _ => return Err(mismatch("no usable Content-Range".to_owned())),
-        };
-        if start != range.start || range.end.is_some_and(|asked| end > asked) {
-            return Err(mismatch(format!("bytes {start} to {end}")));
-        }
-        if length.is_some_and(|length| length != end - start) {
-            return Err(mismatch(
-                "a body of another length than its Content-Range".to_owned(),
-            ));
-        }
-        (start, Some(end), total)
-    } else {
-        (0, length, length)
-    };
-    let validator = Validator::from_headers(headers, total);
-    let compared = before.map(|before| before.compare(&validator));
-    match compared {
-        Some(Comparison::Changed(what)) => {
-            return Err(FetchError::Changed {
-                uri: uri.to_string(),
-                what,
-            });
-        }
-        // Nobody can say that the whole file which comes is the one whose beginning is here already.
-        Some(Comparison::Unknown) if !partial && range.start > 0 => {
-            return Err(FetchError::RangeIgnored {
-                uri: uri.to_string(),
-            });
-        }
-        Some(Comparison::Same | Comparison::Unknown) | None => {}
-    }
-    let accepts = headers
-        .get(ACCEPT_RANGES)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"bytes"));
-    let ranges = partial || (range == ByteRange::WHOLE && accepts);
-    Ok(Answer {
-        response,
-        at,
-        end,
-        total,
-        validator,
-        ranges,
-    })
-}
-
 fn header(text: &str) -> Option<HeaderValue> {
     HeaderValue::from_str(text).ok()
-}
-
-fn text_of(response: &Response, name: HeaderName) -> Option<&str> {
-    response.headers().get(name)?.to_str().ok()
-}
-
-fn content_range(response: &Response) -> Option<ContentRange> {
-    ContentRange::parse(text_of(response, CONTENT_RANGE)?)
 }
 
 fn redirect_target(from: &Url, response: &Response) -> Option<Url> {

@@ -1,15 +1,18 @@
 //! One file, or a range of it, on its way.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{pin::Pin, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{Answer, ByteRange, FetchError, Fetcher, Validator, patience::Patience};
 use crate::update::uri::PackageUri;
 
 /// How long to wait for the end of a body all of whose bytes are here.
 const END_OF_BODY: Duration = Duration::from_secs(1);
+
+/// A request on its way. Owned, so that a caller who gives up waiting does not cancel it.
+type Asking = Pin<Box<dyn Future<Output = Result<Answer, FetchError>> + Send>>;
 
 /// The bytes of a range of a file, in order, each once.
 pub struct Download {
@@ -21,7 +24,10 @@ pub struct Download {
     total: Option<u64>,
     validator: Validator,
     ranges: bool,
+    asking: Option<Asking>,
     body: Option<Answer>,
+    /// Until when the next bytes must come, once somebody waits for them.
+    silent_until: Option<Instant>,
     /// The server ended a body whose length it had not told: that is the end.
     ended: bool,
     patience: Patience,
@@ -59,7 +65,9 @@ impl Download {
             total: validator.length,
             validator,
             ranges: false,
+            asking: None,
             body: None,
+            silent_until: None,
             ended: false,
             patience: fetcher.patience(),
             resume_at: None,
@@ -92,7 +100,8 @@ impl Download {
     }
 
     /// The next bytes, never empty; `None` at the end of the range. After a drop it waits and continues by
-    /// itself. May be dropped while it waits and called again: no byte and no pause is lost.
+    /// itself. The call may be dropped while it waits and made again: no byte, request, pause or deadline
+    /// is lost.
     ///
     /// # Errors
     /// See [`FetchError`]: final ones at once, the others after `give_up_after` without a new byte. After
@@ -143,7 +152,12 @@ impl Download {
             return self.resume().await.map(|()| None);
         };
         let silence = self.fetcher.0.read_timeout;
-        match timeout(silence, body.response.chunk()).await {
+        let until = *self
+            .silent_until
+            .get_or_insert_with(|| Instant::now() + silence);
+        let came = timeout_at(until, body.response.chunk()).await;
+        self.silent_until = None;
+        match came {
             Ok(Ok(Some(bytes))) => self.accept(bytes),
             Ok(Ok(None)) => self.body_ended().map(|()| None),
             Ok(Err(error)) => Err(self.dropped(Some(error))),
@@ -161,11 +175,14 @@ impl Download {
             start: self.next,
             end: self.range.end,
         };
-        let answer = match self
-            .fetcher
-            .ask(&self.uri, rest, Some(&self.validator))
-            .await
-        {
+        let asking = self.asking.get_or_insert_with(|| {
+            let (fetcher, uri) = (self.fetcher.clone(), self.uri.clone());
+            let validator = self.validator.clone();
+            Box::pin(async move { fetcher.ask(&uri, rest, Some(&validator)).await })
+        });
+        let answer = asking.await;
+        self.asking = None;
+        let answer = match answer {
             Ok(answer) => answer,
             // Only the end of a file of untold length was missing.
             Err(FetchError::RangeUnsatisfiable {

@@ -397,7 +397,10 @@ impl FetchError {
                     moment(time.as_secs())
                 ),
             },
-            CertificateError::UnknownIssuer => Self::UnknownIssuer { host },
+            // A CA of the right name with another key is as unknown as any.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                Self::UnknownIssuer { host }
+            }
             other => Self::CertificateInvalid {
                 host,
                 source: rustls::Error::InvalidCertificate(other),

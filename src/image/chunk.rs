@@ -52,6 +52,11 @@ impl ChunkDecoder {
                 found: frame.len() as u64,
             });
         }
+        // One frame and nothing else: every reader of the file must see the same chunk.
+        if !zstd::zstd_safe::find_frame_compressed_size(frame).is_ok_and(|len| len == frame.len()) {
+            let source = io::Error::new(io::ErrorKind::InvalidData, "it is not one zstd frame");
+            return Err(ImageError::ChunkDecode { offset, source });
+        }
         // One-shot decompression into a slice: zstd can neither write past its end nor allocate a
         // window, whatever the frame's header says.
         out.resize(chunk.raw_len as usize, 0);
@@ -113,6 +118,21 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.code(), "image-chunk-decode");
         assert!(out.is_empty() && out.capacity() < 100_000);
+    }
+
+    #[test]
+    fn two_frames_or_bytes_behind_the_frame_are_no_chunk() {
+        let (mut chunk, one) = chunk_of(b"half");
+        for more in [one.clone(), vec![0]] {
+            let frame = [one.clone(), more].concat();
+            chunk.frame_len = u32::try_from(frame.len()).unwrap();
+            chunk.raw_len = 8;
+            chunk.sha256 = Sha256::of(b"halfhalf");
+            let error = ChunkDecoder::new()
+                .decode_chunk(&chunk, &frame, &mut Vec::new())
+                .unwrap_err();
+            assert_eq!(error.code(), "image-chunk-decode");
+        }
     }
 
     #[test]

@@ -101,10 +101,7 @@ impl SigningKey {
     /// # Errors
     /// [`SigningError::NotAKey`].
     pub fn needs_password(text: &str) -> Result<bool, SigningError> {
-        let line = text.lines().nth(1).ok_or(SigningError::NotAKey)?;
-        let bytes = STANDARD
-            .decode(line.trim())
-            .map_err(|_| SigningError::NotAKey)?;
+        let bytes = decode(text)?;
         // "Ed", then how the password becomes a key: "Sc" for scrypt, zeros for none.
         match bytes.get(..4) {
             Some(b"EdSc") => Ok(true),
@@ -118,15 +115,15 @@ impl SigningKey {
     /// # Errors
     /// When it is not one, or the password is missing or wrong.
     pub fn parse(text: &str, password: Option<String>) -> Result<Self, SigningError> {
-        let sealed = SecretKeyBox::from(text.to_owned());
         let key = if Self::needs_password(text)? {
             let password = password.ok_or(SigningError::PasswordNeeded)?;
-            sealed
+            SecretKeyBox::from(text.to_owned())
                 .into_secret_key(Some(password))
                 .map_err(SigningError::WrongPassword)?
         } else {
-            sealed
-                .into_unencrypted_secret_key()
+            // Not by `into_unencrypted_secret_key`: `minisign -G -W` up to 0.11 leaves the checksum
+            // empty, which that refuses. A damaged key is found by `sign`, which checks its work.
+            SecretKey::from_bytes(&decode(text)?)
                 .map_err(|error| SigningError::Failed("read", error))?
         };
         Ok(Self(key))
@@ -164,6 +161,14 @@ impl SigningKey {
     }
 }
 
+/// The binary form of a secret key file: its second line.
+fn decode(text: &str) -> Result<Vec<u8>, SigningError> {
+    let line = text.lines().nth(1).ok_or(SigningError::NotAKey)?;
+    STANDARD
+        .decode(line.trim())
+        .map_err(|_| SigningError::NotAKey)
+}
+
 fn key_id(keynum: &[u8]) -> KeyId {
     let id = keynum.try_into().map_or(0, u64::from_le_bytes);
     KeyId::Minisign(id)
@@ -198,6 +203,20 @@ mod tests {
         let code = |password| SigningKey::parse(&new.secret, password).unwrap_err().code();
         assert_eq!(code(None), "secret-key-password-needed");
         assert_eq!(code(Some("wrong".to_owned())), "secret-key-wrong-password");
+    }
+
+    #[test]
+    fn a_damaged_key_signs_nothing() {
+        let new = SigningKey::generate(None).unwrap();
+        let mut bytes = decode(&new.secret).unwrap();
+        // In the seed, so that it no longer belongs to the public half behind it.
+        bytes[70] ^= 1;
+        let text = format!("x\n{}\n", STANDARD.encode(bytes));
+        let key = SigningKey::parse(&text, None).unwrap();
+        assert_eq!(
+            key.sign(b"message", "comment").unwrap_err().code(),
+            "secret-key-failed"
+        );
     }
 
     #[test]

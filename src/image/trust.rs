@@ -273,7 +273,8 @@ impl TrustStore {
     ) -> Result<DetachedVerifier<'a>, TrustError> {
         self.require_keys()?;
         let mut streams: Vec<(&PublicKey, minisign_verify::StreamVerifier<'a>)> = Vec::new();
-        for (signature, parsed) in &signatures.0 {
+        let mut legacy = None;
+        for (_, parsed) in &signatures.0 {
             for key in &self.keys {
                 let Some(minisign) = key.minisign() else {
                     continue;
@@ -282,30 +283,30 @@ impl TrustStore {
                     Ok(stream) if !streams.iter().any(|(old, _)| old.is_same(key)) => {
                         streams.push((key, stream));
                     }
-                    Err(minisign_verify::Error::UnsupportedLegacyMode) => {
-                        return Err(TrustError::DetachedLegacy { key: key.id() });
-                    }
-                    // Another key's.
+                    Err(minisign_verify::Error::UnsupportedLegacyMode) => legacy = Some(key.id()),
+                    // The same key again, or another key's.
                     Ok(_) | Err(_) => {}
                 }
             }
-            let revoked = |key: &&PublicKey| signature.key_id() == Some(key.id());
-            if let Some(key) = self.revoked.iter().find(revoked)
-                && signatures.0.len() <= threshold.max(1)
-            {
-                return Err(TrustError::Revoked { key: key.id() });
-            }
         }
-        let named = signatures.0.iter().filter_map(|(s, _)| s.key_id());
-        if streams.is_empty() {
-            return Err(TrustError::WrongKey {
-                signed_by: KeyIds(named.collect()),
-                trusted: KeyIds(self.key_ids()),
+        if streams.len() < threshold.max(1) {
+            let named: Vec<_> = signatures
+                .0
+                .iter()
+                .filter_map(|(s, _)| s.key_id())
+                .collect();
+            let revoked = self.revoked.iter().find(|key| named.contains(&key.id()));
+            return Err(match (revoked, legacy) {
+                (Some(key), _) => TrustError::Revoked { key: key.id() },
+                (None, Some(key)) => TrustError::DetachedLegacy { key },
+                (None, None) if streams.is_empty() => TrustError::WrongKey {
+                    signed_by: KeyIds(named),
+                    trusted: KeyIds(self.key_ids()),
+                },
+                (None, None) => {
+                    self.too_few(threshold, streams.iter().map(|(key, _)| key.id()).collect())
+                }
             });
-        }
-        if streams.len() < threshold {
-            let good = streams.iter().map(|(key, _)| key.id()).collect();
-            return Err(self.too_few(threshold, good));
         }
         Ok(DetachedVerifier {
             store: self,

@@ -1,0 +1,234 @@
+//! `fwupdatectl image` as a person or a build job uses it: real files, real exit codes.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use tempfile::TempDir;
+
+/// A folder with a key pair and a root file system that starts like an ext4: with zeros.
+fn workshop() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let raw: Vec<u8> = (0..600_u32 * 1024)
+        .map(|n| if n < 2048 { 0 } else { (n / 7) as u8 })
+        .collect();
+    fs::write(dir.path().join("rootfs.img"), raw).unwrap();
+    good(&image(dir.path(), "keygen --output key --no-password"));
+    dir
+}
+
+fn image(dir: &Path, line: &str) -> Output {
+    image_with_input(dir, line, b"")
+}
+
+fn image_with_input(dir: &Path, line: &str, input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fwupdatectl"))
+        .arg("image")
+        .args(line.split_whitespace())
+        .current_dir(dir)
+        .env_remove("SOURCE_DATE_EPOCH")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The program may end without reading all of it.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+#[track_caller]
+fn good(output: &Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The message of a command that must end with `code`.
+#[track_caller]
+fn bad(output: &Output, code: i32) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
+const BUILD: &str = "build --rootfs rootfs.img --version 1.4.0 --compatible board-a board-b";
+
+#[test]
+fn an_image_is_built_signed_exported_and_verified() {
+    let dir = workshop();
+    let dir = dir.path();
+    let text = good(&image(dir, &format!("{BUILD} --key key --output i.zst")));
+    assert!(text.contains("firmware 1.4.0") && text.contains("signed by"));
+    let text = good(&image(dir, "verify i.zst --key key.pub"));
+    assert!(text.contains("good"));
+
+    let bytes = fs::read(dir.join("i.zst")).unwrap();
+    good(&image_with_input(dir, "verify - --key key.pub", &bytes));
+    let json = good(&image_with_input(dir, "inspect --json -", &bytes));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["manifest"]["compatible"][1], "board-b");
+    assert_eq!(json["fileSize"], bytes.len());
+    let text = good(&image(dir, "inspect i.zst"));
+    assert!(text.contains("board-a, board-b") && text.contains("not checked"));
+
+    let manifest = good(&image(dir, "manifest i.zst"));
+    good(&image(dir, "manifest i.zst --output m.json"));
+    assert_eq!(fs::read_to_string(dir.join("m.json")).unwrap(), manifest);
+    let mode = fs::metadata(dir.join("i.zst"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o444, 0o444, "an image is for everyone to read");
+    let left: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with('.'))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn the_same_source_date_gives_the_same_file() {
+    let dir = workshop();
+    let dir = dir.path();
+    let created = "--created 2026-01-02T03:04:05Z";
+    for name in ["one", "two"] {
+        good(&image(
+            dir,
+            &format!("{BUILD} {created} --threads 3 --output {name}"),
+        ));
+    }
+    let read = |name: &str| fs::read(dir.join(name)).unwrap();
+    assert!(read("one") == read("two"));
+    let by_environment = Command::new(env!("CARGO_BIN_EXE_fwupdatectl"))
+        .arg("image")
+        .args(BUILD.split_whitespace())
+        .args(["--output", "three"])
+        .current_dir(dir)
+        .env("SOURCE_DATE_EPOCH", "1767323045")
+        .output()
+        .unwrap();
+    good(&by_environment);
+    assert!(read("three") == read("one"));
+}
+
+#[test]
+fn signatures_are_added_later_by_key_and_from_other_tools() {
+    let dir = workshop();
+    let dir = dir.path();
+    good(&image(dir, &format!("{BUILD} --output i.zst")));
+    fs::set_permissions(dir.join("i.zst"), fs::Permissions::from_mode(0o640)).unwrap();
+    let text = bad(&image(dir, "verify i.zst --key key.pub"), 1);
+    assert!(text.contains("[image-unsigned]"), "{text}");
+    good(&image(dir, "verify i.zst --unsigned"));
+
+    good(&image(dir, "sign i.zst --key key"));
+    good(&image(dir, "verify i.zst --key key.pub"));
+    let mode = fs::metadata(dir.join("i.zst"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o640, "signing keeps the mode");
+
+    // Debian's minisign over the exported manifest, with a second key.
+    good(&image(dir, "keygen --output second --no-password"));
+    good(&image(dir, "manifest i.zst --output m.json"));
+    let minisign = Command::new("minisign")
+        .args(["-S", "-W", "-s", "second", "-m", "m.json"])
+        .current_dir(dir)
+        .output();
+    let Ok(minisign) = minisign else {
+        eprintln!("SKIPPED: `minisign` is not installed, its part of the test did not run");
+        return;
+    };
+    good(&minisign);
+    good(&image(dir, "sign i.zst --signature m.json.minisig"));
+    let both = "verify i.zst --key key.pub --key second.pub --threshold 2";
+    good(&image(dir, both));
+    // Once more by the first key replaces its signature.
+    let text = good(&image(dir, "sign i.zst --key key"));
+    assert!(text.contains("2 signature(s)"), "{text}");
+    good(&image(dir, both));
+}
+
+#[test]
+fn secret_keys_are_private_protected_and_never_overwritten() {
+    let dir = workshop();
+    let dir = dir.path();
+    let mode = fs::metadata(dir.join("key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let text = bad(&image(dir, "keygen --output key --no-password"), 2);
+    assert!(text.contains("never overwritten"), "{text}");
+    // No terminal to ask on, so the choice must be made.
+    let text = bad(&image(dir, "keygen --output other"), 2);
+    assert!(text.contains("--no-password"), "{text}");
+    assert!(!dir.join("other").exists() && !dir.join("other.pub").exists());
+
+    fs::write(dir.join("password"), "correct horse\n").unwrap();
+    fs::write(dir.join("wrong"), "battery\n").unwrap();
+    good(&image(dir, "keygen --output safe --password-file password"));
+    good(&image(dir, &format!("{BUILD} --output i.zst")));
+    let text = bad(&image(dir, "sign i.zst --key safe"), 2);
+    assert!(text.contains("--password-file"), "{text}");
+    bad(
+        &image(dir, "sign i.zst --key safe --password-file wrong"),
+        2,
+    );
+    good(&image(
+        dir,
+        "sign i.zst --key safe --password-file password",
+    ));
+    good(&image(dir, "verify i.zst --key safe.pub"));
+    // A secret key in the place of a public one is found before it does harm.
+    let text = bad(&image(dir, "verify i.zst --key safe"), 2);
+    assert!(text.contains("SECRET"), "{text}");
+}
+
+#[test]
+fn exit_codes_tell_a_bad_image_from_a_bad_command() {
+    let dir = workshop();
+    let dir = dir.path();
+    good(&image(dir, &format!("{BUILD} --key key --output i.zst")));
+    good(&image(dir, "keygen --output stranger --no-password"));
+    let text = bad(&image(dir, "verify i.zst --key stranger.pub"), 1);
+    assert!(
+        text.contains("i.zst: ") && text.contains("[signature-wrong-key]"),
+        "{text}"
+    );
+
+    let whole = fs::read(dir.join("i.zst")).unwrap();
+    fs::write(dir.join("cut.zst"), &whole[..whole.len() - 100]).unwrap();
+    let text = bad(&image(dir, "verify cut.zst --key key.pub"), 1);
+    assert!(text.contains("[image-truncated]"), "{text}");
+    bad(&image(dir, "inspect rootfs.img"), 1);
+
+    bad(&image(dir, "verify missing.zst --key key.pub"), 2);
+    bad(&image(dir, "verify i.zst --key missing.pub"), 2);
+    bad(&image(dir, "verify i.zst"), 2);
+    bad(&image(dir, "verify i.zst --key key.pub --threshold 2"), 2);
+    bad(
+        &image(
+            dir,
+            "build --rootfs /dev/null --version 1 --compatible x --output o",
+        ),
+        2,
+    );
+    fs::write(dir.join("odd.img"), [1; 1000]).unwrap();
+    let text = bad(
+        &image(
+            dir,
+            "build --rootfs odd.img --version 1 --compatible x --output o",
+        ),
+        2,
+    );
+    assert!(text.contains("multiple of 512"), "{text}");
+    assert!(!dir.join("o").exists(), "a failed build leaves nothing");
+}

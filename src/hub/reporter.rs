@@ -1,1 +1,430 @@
-//! tmp
+//! When which patch of the reported section is sent. Sans-IO: `handle_*` in, `poll_*` out, time passed
+//! in, randomness seeded.
+//!
+//! Guarantees, whatever the hub and the network do:
+//! - The newest document wins; one patch is in flight; a change of stage goes at once if the last patch
+//!   is older than the stage interval, progress at most every progress interval.
+//! - **The last word of every update arrives, in order.** A finished update's document is neither
+//!   dropped nor overtaken by the next update's until the hub has it ([`Event::Delivered`]).
+//! - A patch whose fate is unknown (no answer, 5xx) is stated again as a whole, so that the twin is right
+//!   whether or not it was applied.
+//! - A patch that the hub refuses for good is said ([`Event::Rejected`]) and never sent in a loop.
+//!
+//! After each call of a `handle_*` or of [`Reporter::set_wanted`]: send what [`Reporter::poll_transmit`]
+//! gives, take [`Reporter::poll_event`] until it is empty, then wait until [`Reporter::poll_timeout`].
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::{
+    backoff::{Backoff, Jitter},
+    twin::{Run, difference, merge, owned, restate},
+};
+use crate::config::ReportConfig;
+
+/// First and longest pause after a throttled or failed patch.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+/// The pace of patches.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// Shortest time between two patches for a change of stage.
+    pub stage_interval: Duration,
+    /// Shortest time between two patches for progress.
+    pub progress_interval: Duration,
+    /// How long to wait for the answer to a patch.
+    pub answer_timeout: Duration,
+    /// Longest random pause after a connect, so that a fleet does not report in step.
+    pub reconnect_jitter: Duration,
+}
+
+impl From<&ReportConfig> for Pace {
+    fn from(config: &ReportConfig) -> Self {
+        Self {
+            stage_interval: config.stage_interval,
+            progress_interval: config.progress_interval,
+            answer_timeout: config.answer_timeout,
+            reconnect_jitter: Duration::from_secs(3),
+        }
+    }
+}
+
+/// What a new document differs in from the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// A stage, a result: soon.
+    Stage,
+    /// Only counts: when there is time.
+    Progress,
+}
+
+/// What the reported section shall be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    /// The document, as [`super::twin::reported`] makes it.
+    pub document: Value,
+    /// What changed.
+    pub change: Change,
+    /// The update's id, if the document says that it is finished.
+    pub terminal: Option<String>,
+}
+
+/// A patch to send.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Patch {
+    /// Its request id, by which the answer comes back.
+    pub rid: String,
+    /// The patch.
+    pub body: Value,
+}
+
+/// What the caller must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The hub has the last word of this update: it can leave the persisted outbox. Comes in the order
+    /// of the outbox, and again after a restart that forgot it.
+    Delivered {
+        /// The update.
+        update_id: String,
+    },
+    /// The hub refused a patch for good (400, 403, ...). It is tried again when the stage changes and
+    /// after the next connect.
+    Rejected {
+        /// The hub's answer.
+        status: u16,
+        /// The update whose last word it was, if it was one.
+        update_id: Option<String>,
+    },
+    /// The last word of this update was refused and a newer update has taken its place: it will never
+    /// arrive and can leave the persisted outbox.
+    GivenUp {
+        /// The update.
+        update_id: String,
+    },
+}
+
+/// A document on its way. All but the last in the queue are finished updates.
+#[derive(Debug)]
+struct Entry {
+    /// Stays the same while documents of one run replace each other.
+    id: u64,
+    document: Value,
+    run: Option<Run>,
+    terminal: Option<String>,
+    delivered: bool,
+    /// Holds a change of stage that was not acknowledged.
+    urgent: bool,
+    /// Refused by the hub.
+    held: bool,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    rid: String,
+    body: Value,
+    entry: u64,
+    terminal: Option<String>,
+    urgent: bool,
+    deadline: Instant,
+}
+
+/// Keeps the twin's reported section what it shall be. See the module's description.
+#[derive(Debug)]
+pub struct Reporter {
+    pace: Pace,
+    jitter: Jitter,
+    backoff: Backoff,
+    queue: VecDeque<Entry>,
+    connected: bool,
+    /// What of our section the hub has for certain.
+    acknowledged: Value,
+    /// Patches since then whose fate is unknown. Cleared by each acknowledgement and each connect, so
+    /// bounded by the life of a token; equal ones are kept once.
+    uncertain: Vec<Value>,
+    in_flight: Option<InFlight>,
+    last_sent: Option<Instant>,
+    not_before: Option<Instant>,
+    events: VecDeque<Event>,
+    next_id: u64,
+}
+
+impl Reporter {
+    /// A reporter that first delivers `outbox`: documents of finished updates that the hub has not
+    /// acknowledged, oldest first, as persisted by the caller.
+    #[must_use]
+    pub fn new(pace: Pace, jitter: Jitter, outbox: Vec<Value>) -> Self {
+        let mut reporter = Self {
+            pace,
+            jitter,
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+            queue: VecDeque::new(),
+            connected: false,
+            acknowledged: Value::Null,
+            uncertain: Vec::new(),
+            in_flight: None,
+            last_sent: None,
+            not_before: None,
+            events: VecDeque::new(),
+            next_id: 0,
+        };
+        for document in outbox {
+            let terminal = Run::of(&document).map(|run| run.update_id);
+            reporter.set_wanted(Wanted {
+                document,
+                change: Change::Stage,
+                terminal,
+            });
+        }
+        reporter
+    }
+
+    /// The reported section shall be `wanted` from now on. A document that would take a finished run back
+    /// is ignored.
+    pub fn set_wanted(&mut self, wanted: Wanted) {
+        let Wanted {
+            document,
+            change,
+            terminal,
+        } = wanted;
+        let run = Run::of(&document);
+        let urgent = change == Change::Stage;
+        if let Some(last) = self.queue.back_mut() {
+            if same_run(last.run.as_ref(), run.as_ref()) {
+                if terminal.is_none() && last.terminal.is_some() {
+                    return;
+                }
+                last.delivered &= last.terminal == terminal;
+                last.document = document;
+                last.terminal = terminal;
+                last.urgent |= urgent;
+                last.held &= !urgent;
+                return;
+            }
+            if last.terminal.is_none() || last.delivered {
+                self.queue.pop_back();
+            }
+        }
+        self.next_id += 1;
+        self.queue.push_back(Entry {
+            id: self.next_id,
+            document,
+            run,
+            terminal,
+            delivered: false,
+            urgent: true,
+            held: false,
+        });
+    }
+
+    /// A connection stands and the twin was read: `reported` is its reported section. A patch still in
+    /// flight belonged to an earlier connection; what became of it is in `reported`.
+    pub fn handle_connected(&mut self, reported: &Value, now: Instant) {
+        self.acknowledged = owned(reported);
+        self.connected = true;
+        self.in_flight = None;
+        self.uncertain.clear();
+        for entry in &mut self.queue {
+            (entry.urgent, entry.held) = (true, false);
+        }
+        let start = now + self.jitter.up_to(self.pace.reconnect_jitter);
+        self.not_before = self.not_before.max(Some(start));
+        // What stands before the run that the twin shows was delivered earlier: a restart forgot it.
+        let shown = Run::of(&self.acknowledged);
+        let reached = self
+            .queue
+            .iter()
+            .position(|entry| shown.is_some() && same_run(entry.run.as_ref(), shown.as_ref()));
+        for _ in 0..reached.unwrap_or(0) {
+            self.head_is_delivered();
+        }
+        let word = |document: &Value| document["iothubDM"]["firmwareUpdate"]["status"].clone();
+        if let (Some(_), Some(head)) = (reached, self.queue.front())
+            && head.terminal.is_some()
+            && word(&head.document) == word(&self.acknowledged)
+        {
+            self.head_is_delivered();
+        }
+    }
+
+    /// The connection ended.
+    pub fn handle_disconnected(&mut self) {
+        self.connected = false;
+        self.in_flight = None;
+    }
+
+    /// The hub answered request `rid`. Answers to requests that are no longer in flight are ignored.
+    pub fn handle_answer(
+        &mut self,
+        rid: &str,
+        status: u16,
+        retry_after: Option<Duration>,
+        now: Instant,
+    ) {
+        let Some(sent) = self.in_flight.take_if(|sent| sent.rid == rid) else {
+            return;
+        };
+        match status {
+            200..=299 => {
+                merge(&mut self.acknowledged, &sent.body);
+                self.uncertain.clear();
+                self.backoff.reset();
+                if sent.terminal.is_some() && self.is_head(sent.entry) {
+                    self.head_is_delivered();
+                }
+            }
+            408 | 429 | 500.. => {
+                let pause = self.backoff.pause(&mut self.jitter);
+                let pause = retry_after.map_or(pause, |wait| wait + self.jitter.up_to(wait / 4));
+                self.not_before = self.not_before.max(Some(now + pause));
+                self.again(sent);
+            }
+            _ => {
+                if self.is_head(sent.entry) {
+                    self.queue[0].held = true;
+                }
+                self.events.push_back(Event::Rejected {
+                    status,
+                    update_id: sent.terminal,
+                });
+            }
+        }
+    }
+
+    /// [`Reporter::poll_timeout`] was reached.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(lost) = self.in_flight.take_if(|sent| sent.deadline <= now) {
+            self.again(lost);
+        }
+    }
+
+    /// When to call [`Reporter::handle_timeout`] and then [`Reporter::poll_transmit`]; `None` when only
+    /// something from outside can lead to the next patch.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if let Some(sent) = &self.in_flight {
+            return Some(sent.deadline);
+        }
+        let head = self
+            .queue
+            .front()
+            .filter(|head| self.connected && !head.held)?;
+        self.patch_for(head)?;
+        self.due(head)
+    }
+
+    /// The patch to send now, if any. It counts as sent.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Patch> {
+        if !self.connected || self.in_flight.is_some() {
+            return None;
+        }
+        loop {
+            let head = self.queue.front()?;
+            if head.held {
+                if self.queue.len() == 1 {
+                    return None;
+                }
+                let given_up = self.queue.pop_front().and_then(|head| head.terminal);
+                self.events
+                    .extend(given_up.map(|update_id| Event::GivenUp { update_id }));
+                continue;
+            }
+            if let Some(body) = self.patch_for(head) {
+                if self.due(head).is_some_and(|due| now < due) {
+                    return None;
+                }
+                return Some(self.sent(body, now));
+            }
+            self.queue[0].urgent = false;
+            if !self.head_is_delivered() {
+                return None;
+            }
+        }
+    }
+
+    /// What the caller must know, oldest first.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// True when the hub has everything there is to say (or refuses it).
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let said = |head: &Entry| head.held || (self.connected && self.patch_for(head).is_none());
+        self.in_flight.is_none() && self.queue.len() <= 1 && self.queue.front().is_none_or(said)
+    }
+
+    fn is_head(&self, entry: u64) -> bool {
+        self.queue.front().is_some_and(|head| head.id == entry)
+    }
+
+    fn patch_for(&self, entry: &Entry) -> Option<Value> {
+        let patch = difference(&self.acknowledged, &entry.document);
+        restate(patch, &self.uncertain, &entry.document)
+    }
+
+    fn due(&self, entry: &Entry) -> Option<Instant> {
+        let interval = if entry.urgent {
+            self.pace.stage_interval
+        } else {
+            self.pace.progress_interval
+        };
+        self.not_before
+            .max(self.last_sent.map(|sent| sent + interval))
+    }
+
+    fn sent(&mut self, body: Value, now: Instant) -> Patch {
+        self.next_id += 1;
+        let rid = format!("p{:x}", self.next_id);
+        let head = &mut self.queue[0];
+        self.in_flight = Some(InFlight {
+            rid: rid.clone(),
+            body: body.clone(),
+            entry: head.id,
+            terminal: head.terminal.clone(),
+            urgent: head.urgent,
+            deadline: now + self.pace.answer_timeout,
+        });
+        head.urgent = false;
+        self.last_sent = Some(now);
+        Patch { rid, body }
+    }
+
+    /// `lost` may or may not have been applied: state it again.
+    fn again(&mut self, lost: InFlight) {
+        if self.is_head(lost.entry) {
+            self.queue[0].urgent |= lost.urgent;
+        }
+        if !self.uncertain.contains(&lost.body) {
+            self.uncertain.push(lost.body);
+        }
+    }
+
+    /// The hub has the document at the head: makes way for the next. False when there is none.
+    fn head_is_delivered(&mut self) -> bool {
+        let more = self.queue.len() > 1;
+        if let Some(head) = self.queue.front_mut() {
+            if let Some(update_id) = head.terminal.clone().filter(|_| !head.delivered) {
+                self.events.push_back(Event::Delivered { update_id });
+            }
+            head.delivered = true;
+        }
+        if more {
+            self.queue.pop_front();
+        }
+        more
+    }
+}
+
+fn same_run(one: Option<&Run>, other: Option<&Run>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.is(other),
+        (one, other) => one.is_none() && other.is_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

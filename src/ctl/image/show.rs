@@ -1,0 +1,171 @@
+//! `image manifest`, `image verify` and `image inspect`: commands that only read, from a file or from
+//! standard input, in memory that does not grow with the image.
+
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::{self, BufReader, Read, Write as _},
+    path::Path,
+};
+
+use indicatif::HumanBytes;
+use serde_json::json;
+
+use crate::image::{Header, ManifestFrame, TrustStore, check_payload};
+
+use super::{
+    CommandError, InspectArgs, ManifestArgs, VerifyArgs, output::Output, print, progress_bar,
+};
+
+pub(super) fn manifest(args: &ManifestArgs) -> Result<(), CommandError> {
+    let frame =
+        ManifestFrame::read(&mut open(&args.file)?).map_err(CommandError::image(&args.file))?;
+    match &args.output {
+        Some(path) => {
+            let mut out = Output::create(path)?;
+            out.file()
+                .write_all(frame.manifest_bytes())
+                .map_err(CommandError::file("write", path))?;
+            out.finish()
+        }
+        None => print(frame.manifest_bytes()),
+    }
+}
+
+pub(super) fn verify(args: &VerifyArgs) -> Result<(), CommandError> {
+    let failed = CommandError::image(&args.file);
+    let trust = TrustStore::from_files(&args.key)?;
+    if args.threshold > trust.key_ids().len() && !args.unsigned {
+        return Err(CommandError::Usage(format!(
+            "--threshold {} needs as many different keys; {} given",
+            args.threshold,
+            trust.key_ids().len()
+        )));
+    }
+    let mut reader = open(&args.file)?;
+    let frame = ManifestFrame::read(&mut reader).map_err(&failed)?;
+    let manifest = if args.unsigned {
+        frame.accept_unsigned()
+    } else {
+        frame.verify(&trust, args.threshold)
+    };
+    let header = manifest
+        .and_then(|manifest| manifest.read_index(&mut reader))
+        .map_err(&failed)?;
+    let bar = progress_bar(header.manifest().payload.size, "Checking");
+    let checked = check_payload(&header, &mut reader, &mut |done| bar.set_position(done));
+    bar.finish_and_clear();
+    checked.map_err(&failed)?;
+
+    let signed = match header.signed_by() {
+        [] => "signature NOT checked".to_owned(),
+        ids => {
+            let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+            format!("signed by {}", ids.join(", "))
+        }
+    };
+    let manifest = header.manifest();
+    let text = format!(
+        "{}: good: {} {}, {}, {signed}\n",
+        args.file.display(),
+        manifest.name,
+        manifest.version,
+        HumanBytes(manifest.payload.size),
+    );
+    print(text.as_bytes())
+}
+
+pub(super) fn inspect(args: &InspectArgs) -> Result<(), CommandError> {
+    let failed = CommandError::image(&args.file);
+    let mut reader = open(&args.file)?;
+    let header = ManifestFrame::read(&mut reader)
+        .and_then(|frame| frame.accept_unsigned())
+        .and_then(|manifest| manifest.read_index(&mut reader))
+        .map_err(&failed)?;
+    let text = if args.json {
+        as_json(&header)
+    } else {
+        as_text(&header)
+    };
+    print(text.as_bytes())
+}
+
+fn as_json(header: &Header) -> String {
+    let signatures: Vec<_> = header
+        .signatures()
+        .iter()
+        .map(|signature| json!({"kind": signature.kind.name(), "keyId": signature.key_id()}))
+        .collect();
+    // The manifest as signed: also members that this version does not know.
+    let manifest: serde_json::Value =
+        serde_json::from_slice(header.manifest_bytes()).unwrap_or_default();
+    let document = json!({
+        "manifest": manifest,
+        "manifestSha256": header.digest(),
+        "signatures": signatures,
+        "payloadOffset": header.payload_offset(),
+        "fileSize": header.file_len(),
+    });
+    format!("{document:#}\n")
+}
+
+fn as_text(header: &Header) -> String {
+    let manifest = header.manifest();
+    let payload = &manifest.payload;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(text, "{name:<15} {value}");
+    };
+    line("Name", manifest.name.clone());
+    line("Version", manifest.version.clone());
+    line("Compatible", manifest.compatible.join(", "));
+    line("Created", manifest.created.to_string());
+    line("Security epoch", manifest.security_epoch.to_string());
+    line(
+        "Raw image",
+        format!("{} ({} bytes)", HumanBytes(payload.size), payload.size),
+    );
+    line("  SHA-256", payload.sha256.to_string());
+    let cut = match manifest.chunking.size {
+        Some(size) => format!(
+            "{} of {}",
+            manifest.chunking.method,
+            HumanBytes(size.into())
+        ),
+        None => manifest.chunking.method.clone(),
+    };
+    line("Chunks", format!("{} ({cut})", manifest.index.chunks));
+    line(
+        "File",
+        format!(
+            "{} ({} bytes)",
+            HumanBytes(header.file_len()),
+            header.file_len()
+        ),
+    );
+    line("Manifest", format!("SHA-256 {}", header.digest()));
+    if header.signatures().is_empty() {
+        line("Signatures", "none".to_owned());
+    }
+    for signature in header.signatures().iter() {
+        let key = match signature.key_id() {
+            Some(key) => format!(" by key {key}"),
+            None => String::new(),
+        };
+        line(
+            "Signature",
+            format!("{}{key}, not checked", signature.kind.name()),
+        );
+    }
+    text
+}
+
+/// The file, or standard input for `-`.
+fn open(path: &Path) -> Result<Box<dyn Read>, CommandError> {
+    if path == Path::new("-") {
+        return Ok(Box::new(BufReader::new(io::stdin())));
+    }
+    let file = File::open(path).map_err(CommandError::file("open", path))?;
+    Ok(Box::new(BufReader::with_capacity(1 << 20, file)))
+}

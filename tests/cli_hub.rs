@@ -396,7 +396,7 @@ async fn a_hub_that_is_not_there_or_not_trusted_is_told() {
     std::fs::write(&hub.stub.ca_file, "no certificate").unwrap();
     let told = hub.run(&["list"]).await;
     assert_eq!(told.code, 2);
-    assert!(told.err.contains("[hub-ca-file]"), "{}", told.err);
+    assert!(told.err.contains("[ca-file-empty]"), "{}", told.err);
 }
 
 #[tokio::test]

@@ -396,7 +396,7 @@ async fn a_hub_that_is_not_there_or_not_trusted_is_told() {
     std::fs::write(&hub.stub.ca_file, "no certificate").unwrap();
     let told = hub.run(&["list"]).await;
     assert_eq!(told.code, 2);
-    assert!(told.err.contains("[hub-ca-file]"), "{}", told.err);
+    assert!(told.err.contains("[ca-file-empty]"), "{}", told.err);
 }
 
 #[tokio::test]
@@ -529,5 +529,56 @@ async fn a_twin_is_shown_without_bookkeeping_or_as_it_is() {
     assert_eq!(
         serde_json::from_str::<Value>(&told.out).unwrap(),
         json!({"$version": 1})
+    );
+}
+
+#[tokio::test]
+async fn on_a_terminal_a_bar_shows_the_progress_and_lines_the_stages() {
+    let hub = Hub::start().await;
+    hub.stub.answers([accepted("new")]);
+    let downloading = |percent: u64| {
+        twin(json!({"updateId": "new", "status": "downloading",
+            "progress": {"stage": "downloading", "percent": percent, "bytesDone": percent * 1_000_000, "bytesTotal": 100_000_000}}))
+    };
+    hub.stub.twins([
+        twin(Value::Null),
+        downloading(10),
+        downloading(55),
+        downloading(90),
+        ours("new", "applyComplete"),
+    ]);
+    let program = format!(
+        "{} hub --ca-file {} {} --watch",
+        env!("CARGO_BIN_EXE_fwupdatectl"),
+        hub.stub.ca_file.display(),
+        INVOKE.join(" ").replace('?', "\\?"),
+    );
+    let run = Command::new("script")
+        .args(["-qefc", &program, "/dev/null"])
+        .env(
+            "FWUPDATED_HUB_CONNECTION_STRING",
+            hub.stub.connection_string(),
+        )
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = match tokio::time::timeout(LIMIT, run).await.expect("it ends") {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("SKIPPED: no terminal to test with: script(1) from util-linux: {error}");
+            return;
+        }
+    };
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{shown}");
+    assert!(
+        shown.contains("] ") && shown.contains("55 %") && shown.contains("90.0 MB of 100.0 MB"),
+        "{shown:?}"
+    );
+    assert_eq!(shown.matches("Z  downloading ").count(), 1, "{shown:?}");
+    assert!(
+        shown.contains("Z  applyComplete") && shown.contains("pi-01: the update is complete"),
+        "{shown:?}"
     );
 }

@@ -60,6 +60,11 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Make keys and images, sign, check and show them
+    Image {
+        #[command(subcommand)]
+        command: image::ImageCommand,
+    },
     /// Work with the devices of an IoT Hub, from the operator's side
     Hub(Box<hub::HubArgs>),
 }
@@ -82,7 +87,7 @@ pub fn main() -> ExitCode {
         command,
     } = Cli::parse();
     let config = config.as_deref();
-    ExitCode::from(match command {
+    let code = match command {
         Command::Local(command) => match for_this_device(config) {
             Ok(config) => {
                 let socket = socket.unwrap_or(config.control.socket);
@@ -93,8 +98,10 @@ pub fn main() -> ExitCode {
         Command::Config {
             command: ConfigCommand::Check { file },
         } => check_config(file.as_deref().or(config)),
+        Command::Image { command } => return image::run(command),
         Command::Hub(arguments) => on_runtime(hub::run(*arguments)),
-    })
+    };
+    ExitCode::from(code)
 }
 
 /// One thread is plenty for one connection.

@@ -7,10 +7,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 use url::Url;
 
@@ -18,7 +15,7 @@ use super::{
     connection::ConnectionString,
     fault::{Fault, HubError},
 };
-use crate::update::failure::chain;
+use crate::platform::tls;
 
 /// The version of the API that every call names.
 const API_VERSION: &str = "2021-04-12";
@@ -89,7 +86,7 @@ impl HubClient {
     /// When there is no usable CA certificate.
     pub fn new(connection: ConnectionString, ca_file: Option<&Path>) -> Result<Self, HubError> {
         let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls(ca_file)?)
+            .tls_backend_preconfigured(tls_config(ca_file)?)
             .https_only(true)
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -263,42 +260,9 @@ impl HubClient {
     }
 }
 
-fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, HubError> {
-    let mut roots = RootCertStore::empty();
-    match ca_file {
-        Some(file) => {
-            let wrong = |reason: String| HubError::CaFile {
-                file: file.to_owned(),
-                reason,
-            };
-            for certificate in
-                CertificateDer::pem_file_iter(file).map_err(|error| wrong(chain(&error)))?
-            {
-                let certificate = certificate.map_err(|error| wrong(chain(&error)))?;
-                roots
-                    .add(certificate)
-                    .map_err(|error| wrong(chain(&error)))?;
-            }
-            if roots.is_empty() {
-                return Err(wrong("it has no certificate".to_owned()));
-            }
-        }
-        None => {
-            let system = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(system.certs);
-            if roots.is_empty() {
-                return Err(HubError::NoRoots);
-            }
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|source| HubError::Setup {
-            source: source.into(),
-        })?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+/// The TLS configuration, with the protocols that the HTTP client speaks.
+fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, HubError> {
+    let mut config = Arc::unwrap_or_clone(tls::client_config(ca_file)?);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

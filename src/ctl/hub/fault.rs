@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::connection::NotAConnectionString;
 use crate::{
     ctl::exit,
+    platform::tls::TlsError,
     update::{
         failure::{Class, Coded},
         uri::UriError,
@@ -173,19 +174,9 @@ pub enum HubError {
         /// The system's words.
         source: io::Error,
     },
-    /// The CA file cannot be used.
-    #[error("cannot use the CA file {}: {reason}; give a PEM file with CERTIFICATE blocks", file.display())]
-    CaFile {
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// No certificate authority to trust.
-    #[error(
-        "this system has no CA certificates; install the package ca-certificates or give --ca-file"
-    )]
-    NoRoots,
+    /// Nobody to trust.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The HTTP client could not be made.
     #[error("cannot set up the HTTPS client")]
     Setup {
@@ -285,8 +276,7 @@ impl Coded for HubError {
             Self::NoConnectionString => "hub-no-connection-string",
             Self::ConnectionString(_) => "hub-connection-string",
             Self::ConnectionStringFile { .. } => "hub-connection-string-file",
-            Self::CaFile { .. } => "hub-ca-file",
-            Self::NoRoots => "hub-no-roots",
+            Self::Tls(error) => error.code(),
             Self::Setup { .. } => "hub-setup",
             Self::Unreachable { .. } => "hub-unreachable",
             Self::NotJson { .. } => "hub-not-json",
@@ -313,8 +303,7 @@ impl Coded for HubError {
             | Self::NoConnectionString
             | Self::ConnectionString(_)
             | Self::ConnectionStringFile { .. }
-            | Self::CaFile { .. }
-            | Self::NoRoots
+            | Self::Tls(_)
             | Self::Setup { .. }
             | Self::Unauthorized { .. }
             | Self::Forbidden { .. }
@@ -334,11 +323,16 @@ impl HubError {
             | Self::NoConnectionString
             | Self::ConnectionString(_)
             | Self::ConnectionStringFile { .. }
-            | Self::CaFile { .. }
             | Self::BadRequest { .. }
             | Self::DeviceNotFound { .. } => exit::USAGE,
             Self::Unauthorized { .. } | Self::Forbidden { .. } => exit::REFUSED,
-            Self::NoRoots
+            Self::Tls(
+                TlsError::Unreadable { .. }
+                | TlsError::NotPem { .. }
+                | TlsError::BadCertificate { .. }
+                | TlsError::Empty { .. },
+            ) => exit::USAGE,
+            Self::Tls(TlsError::NoRoots(_) | TlsError::Setup(_))
             | Self::Setup { .. }
             | Self::Unreachable { .. }
             | Self::NotJson { .. }

@@ -1,2 +1,5 @@
-//! See `fwupdated::lib`.
-fn main() {}
+//! The daemon. Everything is in `fwupdated::daemon`.
+
+fn main() -> std::process::ExitCode {
+    fwupdated::daemon::main()
+}

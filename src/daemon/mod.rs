@@ -1,3 +1,288 @@
-//! WIRES the parts into a daemon.
+//! WIRES the parts into a daemon: one updater task owns the state machine; the hub task, the control
+//! socket and systemd watch the status that it publishes.
+//!
+//! ```text
+//!  hub::session ==> link --Command--> updater (owns update::machine) --Action--> actions --> platform::*
+//!                    ^                   |  ^                                       |
+//!                    |                   |  '---------------- Event ----------------'
+//!                    '----- Published ---+--> control socket, systemd STATUS=
+//! ```
 
+pub mod actions;
+pub mod admission;
+pub mod board;
+pub mod control;
 pub mod control_names;
+pub mod health;
+pub mod hooks;
+pub mod install;
+pub mod link;
+pub mod logging;
+pub mod meter;
+pub mod policy;
+pub mod preflight;
+pub mod saved;
+pub mod source;
+pub mod store;
+pub mod supervise;
+pub mod updater;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use self::{
+    actions::{Actions, Context},
+    board::Board,
+    link::Link,
+    meter::Meter,
+    store::Store,
+    supervise::signals,
+    updater::{Published, Updater},
+};
+use crate::{
+    config::Config,
+    hub::{credentials::Credentials, session},
+    platform::{fetch::Fetcher, service_manager, tls},
+    update::{failure::Failure, status::HubStatus},
+};
+
+/// Exit code for a configuration or state directory that makes running impossible (sysexits.h, `EX_CONFIG`).
+const CONFIG_ERROR: u8 = 78;
+
+/// Firmware updater for A/B devices on Azure IoT Hub.
+#[derive(Parser)]
+#[command(name = "fwupdated", version)]
+struct Options {
+    /// Use this file instead of the search path (/usr/lib, /etc, conf.d)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check: bool,
+}
+
+/// The program `fwupdated`.
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    logging::start();
+    tls::install_provider();
+    let config = match Config::load(options.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            let failure = Failure::from(&error);
+            error!(code = failure.code, "{failure}");
+            service_manager::status(&failure.to_string());
+            return ExitCode::from(CONFIG_ERROR);
+        }
+    };
+    if options.check {
+        info!("the configuration is valid");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("fwupdated")
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(run(Arc::new(config)));
+            // A thread that hangs in a device's driver must not keep the process.
+            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+            result
+        }
+        Err(error) => {
+            error!("no threads can be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            error!(code = failure.code, "{failure}");
+            service_manager::status(&failure.to_string());
+            ExitCode::from(CONFIG_ERROR)
+        }
+    }
+}
+
+/// Runs the daemon until a signal says stop.
+async fn run(config: Arc<Config>) -> Result<(), Failure> {
+    info!("fwupdated {} starts", env!("CARGO_PKG_VERSION"));
+    if config.trust.allow_unsigned {
+        warn!(
+            "trust.unsigned = \"allow\": images without a valid signature are installed; only for development"
+        );
+    }
+    let (stop_sender, stop) = watch::channel(false);
+    let mut signals = signals()?;
+
+    let store = Store::open(&config.state)?;
+    let (saved, lost) = store.load()?;
+    if let Some(failure) = lost {
+        error!(
+            code = failure.code,
+            "{failure}; it was moved aside and the daemon starts afresh"
+        );
+    }
+    let board = Board::open(&config);
+    let fetcher = Fetcher::new(&config.fetch).map_err(|error| Failure::from(&error))?;
+    let identity = identity(&config);
+    let hub = hub_status(&identity);
+
+    let (commands, inbox) = mpsc::channel(32);
+    let actions = Actions::new(Arc::new(Meter::default()));
+    let (mut updater, published) = Updater::new(
+        config.clone(),
+        board.clone(),
+        store,
+        saved,
+        hub.clone(),
+        actions,
+        inbox,
+    );
+    if let Ok(board) = board {
+        let seed = hub
+            .device_id
+            .clone()
+            .unwrap_or_else(|| board.booted.boot_id.clone());
+        updater.equip(Context {
+            config: config.clone(),
+            board,
+            fetcher,
+            seed,
+            published: published.clone(),
+        });
+    }
+    let updater = tokio::spawn(updater.run(stop.clone()));
+
+    let socket = config.control.socket.clone();
+    let _guard = control::SocketGuard(socket.clone());
+    let control = {
+        let (commands, published) = (commands.clone(), published.clone());
+        tokio::spawn(async move {
+            if let Err(failure) = control::serve(&socket, commands, published).await {
+                error!(code = failure.code, "{failure}");
+            }
+        })
+    };
+    let link = match identity {
+        Ok(credentials) => Some(tokio::spawn(link_to_hub(
+            config.clone(),
+            credentials,
+            commands,
+            published.clone(),
+            hub,
+            stop.clone(),
+        ))),
+        Err(_) => None,
+    };
+    service_manager::ready();
+    let watchdog = tokio::spawn(supervise::keep_alive(published.clone(), stop.clone()));
+
+    let ended_early = tokio::select! {
+        () = signals.wait() => false,
+        () = wait_for(&updater) => true,
+    };
+    info!("stopping");
+    service_manager::stopping();
+    stop_sender.send_replace(true);
+    if let Some(link) = link {
+        let _ = link.await;
+    }
+    let ended = updater.await;
+    control.abort();
+    watchdog.abort();
+    match (ended_early, ended) {
+        (false, Ok(())) => Ok(()),
+        (_, ended) => Err(Failure::new(
+            "internal",
+            crate::update::failure::Class::Final,
+            format!("the updater task ended unexpectedly ({ended:?}); report this as a bug"),
+        )),
+    }
+}
+
+/// Returns when `task` has ended, without taking its result.
+async fn wait_for<T>(task: &tokio::task::JoinHandle<T>) {
+    while !task.is_finished() {
+        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    }
+}
+
+/// The device's identity. Without one the daemon runs, says so, and keeps local control working.
+fn identity(config: &Config) -> Result<Credentials, Failure> {
+    use crate::update::failure::Class;
+    let missing = |text: String| Failure::new("hub-identity-missing", Class::Wait, text);
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
+        .map(|directory| PathBuf::from(directory).join("connection_string"))
+        .filter(|file| file.exists());
+    let Some(file) = credential.or_else(|| config.hub.connection_string_file.clone()) else {
+        let text = "no device identity: put the device connection string into a file and name it in \
+                    hub.connection_string_file";
+        return Err(missing(text.to_owned()));
+    };
+    let text = std::fs::read_to_string(&file).map_err(|error| {
+        missing(format!(
+            "the device connection string cannot be read from {}: {error}",
+            file.display()
+        ))
+    })?;
+    text.parse::<Credentials>()
+        .map_err(|error| Failure::from(&error))
+}
+
+fn hub_status(identity: &Result<Credentials, Failure>) -> HubStatus {
+    let since = Some(jiff::Timestamp::now());
+    match identity {
+        Ok(credentials) => HubStatus {
+            connected: false,
+            host: Some(credentials.hub().to_owned()),
+            device_id: Some(credentials.device_id().to_owned()),
+            since,
+            error: None,
+        },
+        Err(failure) => {
+            warn!(code = failure.code, "{failure}");
+            HubStatus {
+                since,
+                error: Some(failure.clone()),
+                ..HubStatus::default()
+            }
+        }
+    }
+}
+
+async fn link_to_hub(
+    config: Arc<Config>,
+    credentials: Credentials,
+    commands: mpsc::Sender<updater::Command>,
+    published: watch::Receiver<Published>,
+    hub: HubStatus,
+    stop: watch::Receiver<bool>,
+) {
+    let tls = match tls::client_config(config.hub.ca_file.as_deref()) {
+        Ok(tls) => tls,
+        Err(error) => {
+            let failure = Failure::from(&error);
+            error!(
+                code = failure.code,
+                "no hub connection is possible: {failure}"
+            );
+            let hub = HubStatus {
+                error: Some(failure),
+                ..hub
+            };
+            let _ = commands.send(updater::Command::Hub(hub)).await;
+            return;
+        }
+    };
+    let session =
+        session::Session::spawn(session::SessionOptions::new(credentials, tls, &config.hub));
+    Link::new(&config, session, commands, published, hub)
+        .run(stop)
+        .await;
+}

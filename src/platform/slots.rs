@@ -1,1 +1,477 @@
-//! slots
+//! Which partitions the slots are, and which of them runs. Writes nothing.
+//!
+//! The running slot is found by the device number of `/`, never by configuration alone: a wrong line in a
+//! file must not be enough to overwrite a running system. [`InactiveSlot`] is the proof that a slot does
+//! not run; only [`Slots::inactive`] makes one.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    config::{BootloaderConfig, BootloaderKind, SlotsConfig},
+    update::{
+        failure::{Class, Coded},
+        ports::BootedFrom,
+        slot::Slot,
+    },
+};
+
+/// The kernel's id of the present boot (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Why the slots cannot be told apart.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotsError {
+    /// A slot's partition is not there.
+    #[error(
+        "slot {slot} is configured as {spec}, which does not exist; correct slots.{slot}.rootfs (`lsblk -o NAME,PARTLABEL,PARTUUID` lists the partitions)"
+    )]
+    Missing {
+        /// The slot.
+        slot: Slot,
+        /// As configured.
+        spec: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither a block device nor a file.
+    #[error("slot {slot} is {}, which is neither a block device nor a file; correct slots.{slot}.rootfs", .path.display())]
+    NotASlot {
+        /// The slot.
+        slot: Slot,
+        /// Where it leads.
+        path: PathBuf,
+    },
+    /// Both slots are one.
+    #[error("slots a and b are the same device ({}); give each slot its own partition", .0.display())]
+    SameDevice(PathBuf),
+    /// Neither slot runs.
+    #[error("neither slot holds the running root file system (device {root}): slot a is {}, slot b is {}; correct slots.a.rootfs and slots.b.rootfs", .a.display(), .b.display())]
+    NeitherRuns {
+        /// Major and minor number of `/`.
+        root: String,
+        /// Slot a.
+        a: PathBuf,
+        /// Slot b.
+        b: PathBuf,
+    },
+    /// The kernel command line says something else than the device of `/`.
+    #[error(
+        "the root file system is slot {root}, but the kernel command line says fwupdated.slot={claimed}; the boot script and slots.* disagree, correct one of them"
+    )]
+    CommandLine {
+        /// By device number.
+        root: Slot,
+        /// By `fwupdated.slot=`.
+        claimed: String,
+    },
+    /// The stand-in's file is missing or wrong.
+    #[error("{} must hold the lines slot=a (or b) and boot_id=...; the stand-in for a boot writes it", .0.display())]
+    BootedFile(PathBuf),
+    /// A file of the kernel's cannot be read.
+    #[error("{} cannot be read", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Coded for SlotsError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Missing { .. } => "slot-missing",
+            Self::NotASlot { .. } => "slot-not-a-device",
+            Self::SameDevice(_) => "slots-same-device",
+            Self::NeitherRuns { .. } => "slots-neither-runs",
+            Self::CommandLine { .. } => "slots-command-line",
+            Self::BootedFile(_) => "slots-booted-file",
+            Self::Read { .. } => "slots-read-failed",
+        }
+    }
+
+    fn class(&self) -> Class {
+        Class::Final
+    }
+}
+
+/// A slot that does not run. Holding one is the permission to write it.
+#[derive(Debug)]
+pub struct InactiveSlot {
+    slot: Slot,
+    path: PathBuf,
+}
+
+impl InactiveSlot {
+    /// Which slot.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// Its block device or file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Both slots of this board.
+#[derive(Debug, Clone)]
+pub struct Slots {
+    a: String,
+    b: String,
+    kind: BootloaderKind,
+    booted_file: Option<PathBuf>,
+}
+
+/// A device or file, by what the kernel knows it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Identity {
+    Device(u64),
+    File { dev: u64, ino: u64 },
+}
+
+impl Slots {
+    /// Checks that both slots exist and differ.
+    ///
+    /// # Errors
+    /// [`SlotsError`].
+    pub fn open(slots: &SlotsConfig, bootloader: &BootloaderConfig) -> Result<Self, SlotsError> {
+        let slots = Self {
+            a: slots.a.clone(),
+            b: slots.b.clone(),
+            kind: bootloader.kind,
+            booted_file: bootloader.booted_file.clone(),
+        };
+        slots.resolve_both()?;
+        Ok(slots)
+    }
+
+    /// The slot that runs, and the id of this boot.
+    ///
+    /// # Errors
+    /// [`SlotsError`].
+    pub fn booted(&self) -> Result<BootedFrom, SlotsError> {
+        match (self.kind, &self.booted_file) {
+            (BootloaderKind::File, Some(file)) => booted_by_file(file),
+            (BootloaderKind::File, None) => Err(SlotsError::BootedFile(PathBuf::from(
+                "bootloader.booted_file",
+            ))),
+            (BootloaderKind::Uboot, _) => {
+                let boot_id = read(Path::new(BOOT_ID))?.trim().to_owned();
+                Ok(BootedFrom {
+                    slot: self.booted_by_root()?,
+                    boot_id,
+                })
+            }
+        }
+    }
+
+    /// The slot that does not run, looked up anew: device names may change while the system runs.
+    ///
+    /// # Errors
+    /// [`SlotsError`].
+    pub fn inactive(&self) -> Result<InactiveSlot, SlotsError> {
+        let slot = self.booted()?.slot.other();
+        let [a, b] = self.resolve_both()?;
+        let path = match slot {
+            Slot::A => a.0,
+            Slot::B => b.0,
+        };
+        Ok(InactiveSlot { slot, path })
+    }
+
+    fn resolve_both(&self) -> Result<[(PathBuf, Identity); 2], SlotsError> {
+        let a = resolve(Slot::A, &self.a)?;
+        let b = resolve(Slot::B, &self.b)?;
+        if a.1 == b.1 {
+            return Err(SlotsError::SameDevice(a.0));
+        }
+        Ok([a, b])
+    }
+
+    /// The slot whose device number `/` has.
+    fn booted_by_root(&self) -> Result<Slot, SlotsError> {
+        let [a, b] = self.resolve_both()?;
+        let mounts = read(Path::new("/proc/self/mountinfo"))?;
+        let root = fs::metadata("/")
+            .map_err(|source| SlotsError::Read {
+                path: "/".into(),
+                source,
+            })?
+            .dev();
+        let lower = overlay_lower_devices(&mounts);
+        let holds = |identity: Identity| match identity {
+            Identity::Device(number) => number == root || lower.contains(&number),
+            Identity::File { .. } => false,
+        };
+        let slot = match (holds(a.1), holds(b.1)) {
+            (true, false) => Slot::A,
+            (false, true) => Slot::B,
+            (true, true) | (false, false) => {
+                let (major, minor) = (nix::sys::stat::major(root), nix::sys::stat::minor(root));
+                return Err(SlotsError::NeitherRuns {
+                    root: format!("{major}:{minor}"),
+                    a: a.0,
+                    b: b.0,
+                });
+            }
+        };
+        let command_line = read(Path::new("/proc/cmdline"))?;
+        let claimed = command_line
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("fwupdated.slot="));
+        match claimed {
+            Some(claimed) if claimed != slot.name() => Err(SlotsError::CommandLine {
+                root: slot,
+                claimed: claimed.to_owned(),
+            }),
+            _ => Ok(slot),
+        }
+    }
+}
+
+/// The devices below an overlay that is mounted as `/`: of every other mount whose mount point is one of
+/// the overlay's `lowerdir` (proc(5), mountinfo).
+fn overlay_lower_devices(mountinfo: &str) -> Vec<u64> {
+    struct Mount<'a> {
+        device: u64,
+        point: &'a str,
+        kind: &'a str,
+        options: &'a str,
+    }
+    let parse = |line| -> Option<Mount<'_>> {
+        let line: &str = line;
+        let (front, back) = line.split_once(" - ")?;
+        let mut front = front.split(' ').skip(2);
+        let (major, minor) = front.next()?.split_once(':')?;
+        let point = front.nth(1)?;
+        let mut back = back.split(' ');
+        let kind = back.next()?;
+        let options = back.nth(1).unwrap_or_default();
+        let device = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
+        Some(Mount {
+            device,
+            point,
+            kind,
+            options,
+        })
+    };
+    let mounts: Vec<_> = mountinfo.lines().filter_map(parse).collect();
+    let Some(root) = mounts
+        .iter()
+        .rev()
+        .find(|m| m.point == "/" && m.kind == "overlay")
+    else {
+        return Vec::new();
+    };
+    let lower = root
+        .options
+        .split(',')
+        .find_map(|o| o.strip_prefix("lowerdir="))
+        .unwrap_or_default();
+    let folders: Vec<_> = lower.split(':').collect();
+    mounts
+        .iter()
+        .filter(|m| m.kind != "overlay" && folders.contains(&m.point))
+        .map(|m| m.device)
+        .collect()
+}
+
+/// Follows a specification to the device or file itself.
+fn resolve(slot: Slot, spec: &str) -> Result<(PathBuf, Identity), SlotsError> {
+    let link = match spec.split_once('=') {
+        Some(("PARTUUID", id)) => Path::new("/dev/disk/by-partuuid").join(id.to_lowercase()),
+        Some(("PARTLABEL", label)) => Path::new("/dev/disk/by-partlabel").join(udev_name(label)),
+        _ => PathBuf::from(spec),
+    };
+    let missing = |source| SlotsError::Missing {
+        slot,
+        spec: spec.to_owned(),
+        source,
+    };
+    let path = fs::canonicalize(link).map_err(missing)?;
+    let meta = fs::metadata(&path).map_err(missing)?;
+    let identity = if meta.file_type().is_block_device() {
+        Identity::Device(meta.rdev())
+    } else if meta.is_file() {
+        Identity::File {
+            dev: meta.dev(),
+            ino: meta.ino(),
+        }
+    } else {
+        return Err(SlotsError::NotASlot { slot, path });
+    };
+    Ok((path, identity))
+}
+
+/// A label as udev spells it in a link's name: everything but letters, digits and `#+-.:=@_` as `\xNN`.
+fn udev_name(label: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) || !c.is_ascii();
+    let mut name = String::new();
+    for c in label.chars() {
+        if plain(c) {
+            name.push(c)
+        } else {
+            name.push_str(&format!("\\x{:02x}", u32::from(c)))
+        }
+    }
+    name
+}
+
+fn booted_by_file(file: &Path) -> Result<BootedFrom, SlotsError> {
+    let text = read(file)?;
+    let value = |key: &str| {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+        Some(line.trim()).filter(|value| !value.is_empty())
+    };
+    let wrong = || SlotsError::BootedFile(file.to_owned());
+    let slot = value("slot")
+        .and_then(|slot| slot.parse().ok())
+        .ok_or_else(wrong)?;
+    let boot_id = value("boot_id").ok_or_else(wrong)?.to_owned();
+    Ok(BootedFrom { slot, boot_id })
+}
+
+fn read(path: &Path) -> Result<String, SlotsError> {
+    fs::read_to_string(path).map_err(|source| SlotsError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Board {
+        dir: tempfile::TempDir,
+    }
+
+    impl Board {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for slot in Slot::ALL {
+                fs::write(dir.path().join(slot.name()), "x").unwrap();
+            }
+            let board = Self { dir };
+            board.booted("slot=a\nboot_id=1\n");
+            board
+        }
+
+        fn booted(&self, text: &str) {
+            fs::write(self.dir.path().join("booted"), text).unwrap();
+        }
+
+        fn open(&self, a: &str, b: &str, kind: BootloaderKind) -> Result<Slots, SlotsError> {
+            let path = |name: &str| {
+                if name.contains(['/', '=']) {
+                    name.to_owned()
+                } else {
+                    self.dir.path().join(name).display().to_string()
+                }
+            };
+            let bootloader = BootloaderConfig {
+                kind,
+                env_config: PathBuf::new(),
+                lock_file: PathBuf::new(),
+                tries: 3,
+                booted_file: Some(self.dir.path().join("booted")),
+                reboot_command: None,
+            };
+            Slots::open(
+                &SlotsConfig {
+                    a: path(a),
+                    b: path(b),
+                },
+                &bootloader,
+            )
+        }
+    }
+
+    #[test]
+    fn the_slot_to_write_is_the_one_that_does_not_run() {
+        let board = Board::new();
+        let slots = board.open("a", "b", BootloaderKind::File).unwrap();
+        assert_eq!(slots.inactive().unwrap().slot(), Slot::B);
+        board.booted("slot=b\nboot_id=2\n");
+        let inactive = slots.inactive().unwrap();
+        assert_eq!(
+            (
+                inactive.slot(),
+                inactive.path().file_name().unwrap().to_str()
+            ),
+            (Slot::A, Some("a"))
+        );
+        assert_eq!(slots.booted().unwrap().boot_id, "2");
+    }
+
+    #[test]
+    fn two_names_for_one_device_are_refused() {
+        let board = Board::new();
+        std::os::unix::fs::symlink(board.dir.path().join("a"), board.dir.path().join("link"))
+            .unwrap();
+        fs::hard_link(board.dir.path().join("a"), board.dir.path().join("hard")).unwrap();
+        for other in ["a", "link", "hard"] {
+            let error = board.open("a", other, BootloaderKind::File).unwrap_err();
+            assert_eq!(error.code(), "slots-same-device", "{other}");
+        }
+    }
+
+    #[test]
+    fn a_missing_partition_and_a_folder_are_named() {
+        let board = Board::new();
+        let code = |b: &str| board.open("a", b, BootloaderKind::File).unwrap_err().code();
+        assert_eq!(code("nowhere"), "slot-missing");
+        assert_eq!(code("PARTLABEL=no such label"), "slot-missing");
+        assert_eq!(code("/tmp"), "slot-not-a-device");
+    }
+
+    #[test]
+    fn with_u_boot_files_never_pass_for_the_running_root() {
+        let board = Board::new();
+        let slots = board.open("a", "b", BootloaderKind::Uboot).unwrap();
+        assert_eq!(slots.inactive().unwrap_err().code(), "slots-neither-runs");
+    }
+
+    #[test]
+    fn a_stand_in_s_file_must_be_whole() {
+        let board = Board::new();
+        let slots = board.open("a", "b", BootloaderKind::File).unwrap();
+        for text in ["", "slot=c\nboot_id=1", "slot=a\n", "boot_id=1"] {
+            board.booted(text);
+            assert_eq!(
+                slots.booted().unwrap_err().code(),
+                "slots-booted-file",
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_overlay_s_lower_layer_tells_the_slot() {
+        let mounts = "22 1 179:2 / /media/root-ro ro,relatime - ext4 /dev/mmcblk0p2 ro\n\
+                      23 1 0:30 / /media/root-rw rw - tmpfs tmpfs rw\n\
+                      24 1 0:31 / / rw,relatime - overlay overlay rw,lowerdir=/media/root-ro,upperdir=/x\n";
+        assert_eq!(
+            overlay_lower_devices(mounts),
+            [nix::sys::stat::makedev(179, 2)]
+        );
+        assert!(overlay_lower_devices("22 1 179:2 / / ro - ext4 /dev/mmcblk0p2 ro\n").is_empty());
+    }
+
+    #[test]
+    fn labels_are_spelled_as_udev_does() {
+        assert_eq!(udev_name("rootfs-a"), "rootfs-a");
+        assert_eq!(udev_name("my root/a"), "my\\x20root\\x2fa");
+    }
+}

@@ -1,0 +1,390 @@
+//! Runs the machine's actions as tasks and hands their outcome back as events.
+//!
+//! One action runs at a time. Interrupting it raises its [`Cancel`]; what it still says after that is
+//! thrown away, and the next one that touches the slot waits until its thread has let go of it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+use super::{
+    admission::{Device, admit},
+    board::Board,
+    health,
+    install::Installer,
+    meter::{Cancel, Canceller, Meter, cancellation},
+    policy,
+    saved::Saved,
+    updater::{Published, blocking},
+};
+use crate::{
+    config::Config,
+    platform::{fetch::Fetcher, slot_writer::SlotWriter},
+    update::{
+        failure::{Class, Failure},
+        machine::{Action, Event, Job, Written},
+        slot::Slot,
+    },
+};
+
+/// Pause before a refused reboot is reported, so that asking again and again stays harmless.
+const REBOOT_PAUSE: Duration = Duration::from_secs(5);
+/// A reboot that was accepted but has not happened after this long will not happen.
+const REBOOT_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// Attempts to write a mark-good before the slot is given up.
+const MARK_GOOD_ATTEMPTS: u32 = 3;
+
+/// What an action says.
+#[derive(Debug)]
+pub enum Report {
+    /// Its outcome.
+    Event(Event),
+    /// What it waits for.
+    Detail(String),
+}
+
+/// Starts actions and listens to them.
+pub struct Actions {
+    context: Option<Arc<Context>>,
+    meter: Arc<Meter>,
+    reports: mpsc::UnboundedReceiver<(u64, Report)>,
+    sender: mpsc::UnboundedSender<(u64, Report)>,
+    generation: u64,
+    running: Option<(Canceller, JoinHandle<()>)>,
+    /// An interrupted action whose thread may still hold the slot.
+    ending: Option<JoinHandle<()>>,
+}
+
+/// What actions work with.
+pub struct Context {
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// The board.
+    pub board: Arc<Board>,
+    /// Downloads.
+    pub fetcher: Fetcher,
+    /// The device's name, to spread a fleet.
+    pub seed: String,
+    /// For the health gate's question whether the hub is connected.
+    pub published: watch::Receiver<Published>,
+}
+
+/// One action's surroundings.
+#[derive(Clone)]
+struct Run {
+    context: Arc<Context>,
+    meter: Arc<Meter>,
+    cancel: Cancel,
+    say: mpsc::UnboundedSender<(u64, Report)>,
+    generation: u64,
+}
+
+impl Actions {
+    /// Nothing runs yet. Without a context (a board that cannot be updated) nothing ever does.
+    pub fn new(meter: Arc<Meter>) -> Self {
+        let (sender, reports) = mpsc::unbounded_channel();
+        Self {
+            context: None,
+            meter,
+            reports,
+            sender,
+            generation: 0,
+            running: None,
+            ending: None,
+        }
+    }
+
+    /// Gives the actions what they work with.
+    pub fn equip(&mut self, context: Context) {
+        self.context = Some(Arc::new(context));
+    }
+
+    /// The counters of the installation.
+    pub fn meter(&self) -> Arc<Meter> {
+        self.meter.clone()
+    }
+
+    /// The next word of the action that runs. Pends for ever when none does.
+    pub async fn next(&mut self) -> Report {
+        loop {
+            // `self.sender` lives as long as the receiver, so the channel never closes.
+            let Some((generation, report)) = self.reports.recv().await else {
+                return std::future::pending().await;
+            };
+            if generation == self.generation {
+                return report;
+            }
+        }
+    }
+
+    /// What runs is no longer wanted.
+    pub fn interrupt(&mut self) {
+        self.generation += 1;
+        if let Some((canceller, task)) = self.running.take() {
+            canceller.cancel();
+            let before = self.ending.take();
+            self.ending = Some(tokio::spawn(async move {
+                if let Some(before) = before {
+                    let _ = before.await;
+                }
+                let _ = task.await;
+            }));
+        }
+    }
+
+    /// Interrupts and waits, for a bounded time: a thread may be within a slow write.
+    pub async fn stop(&mut self) {
+        self.interrupt();
+        if let Some(ending) = self.ending.take() {
+            let _ = tokio::time::timeout(Duration::from_secs(20), ending).await;
+        }
+    }
+
+    /// Starts `action`. [`Action::Finish`] is the updater's own.
+    pub fn start(&mut self, action: Action, saved: &Saved) {
+        let Some(context) = self.context.clone() else {
+            return;
+        };
+        if matches!(action, Action::Finish(_)) {
+            return;
+        }
+        self.interrupt();
+        let (canceller, cancel) = cancellation();
+        let (meter, say, generation) = (self.meter.clone(), self.sender.clone(), self.generation);
+        let run = Run {
+            context,
+            meter,
+            cancel,
+            say,
+            generation,
+        };
+        let ending = self.ending.take();
+        let memory = (
+            saved.security_epoch,
+            saved.known_bad.clone(),
+            version_of_booted(&run.context, saved),
+        );
+        let task = tokio::spawn(async move {
+            if let Some(ending) = ending {
+                let _ = ending.await;
+            }
+            run.perform(action, memory).await;
+        });
+        self.running = Some((canceller, task));
+    }
+}
+
+type Memory = (u64, Vec<super::saved::KnownBad>, Option<String>);
+
+fn version_of_booted(context: &Context, saved: &Saved) -> Option<String> {
+    let known = saved
+        .slots
+        .get(&context.board.booted.slot)
+        .and_then(|record| record.version.clone());
+    known.or_else(|| super::board::os_version(&context.config.control.os_release))
+}
+
+impl Run {
+    fn report(&self, report: Report) {
+        // The updater is gone only when the process ends.
+        let _ = self.say.send((self.generation, report));
+    }
+
+    async fn perform(self, action: Action, memory: Memory) {
+        let event = match action {
+            Action::AwaitPolicy(job) => self.await_policy(&job).await,
+            Action::CheckImage(job) => self.check_image(job, memory).await,
+            Action::DisableSlot(slot) => self.disable(slot).await,
+            Action::WriteSlot(prepared) => {
+                let target = prepared.job.target;
+                let written = self.with_slot(target, move |installer, slot| {
+                    installer.write(&prepared, slot)
+                });
+                written.await.map(Event::SlotWritten)
+            }
+            Action::VerifySlot(written) => {
+                let target = written.job.target;
+                let verified = self.with_slot(target, move |installer, slot| {
+                    installer.verify(&written, slot)
+                });
+                verified.await.map(|()| Event::SlotMatches)
+            }
+            Action::ArmSlot(written) => self.arm(written).await,
+            Action::Reboot => self.reboot().await,
+            Action::WatchHealth(written) => self.watch_health(&written).await,
+            Action::MarkGood(slot) => self.mark_good(slot).await,
+            Action::Finish(_) => return,
+        };
+        self.report(Report::Event(event.unwrap_or_else(Event::Failed)));
+    }
+
+    async fn await_policy(&self, job: &Job) -> Result<Event, Failure> {
+        let config = &self.context.config;
+        let say = |text| self.report(Report::Detail(text));
+        tokio::select! {
+            allowed = policy::wait(&config.policy, &self.context.seed, job, say) => allowed.map(|()| Event::PolicyAllows),
+            () = self.cancel.cancelled() => Err(super::meter::stopped()),
+        }
+    }
+
+    async fn check_image(
+        &self,
+        job: Job,
+        (security_epoch, known_bad, version): Memory,
+    ) -> Result<Event, Failure> {
+        let (context, installer) = (self.context.clone(), self.installer());
+        self.listen_to_retries();
+        blocking(move || {
+            let (offer, facts) = installer.inspect(&job.request)?;
+            let slot = context
+                .board
+                .slots
+                .inactive()
+                .map_err(|error| Failure::from(&error))?;
+            let device = Device {
+                trust: &context.config.trust,
+                compatible: &context.board.compatible,
+                version: version.as_deref(),
+                security_epoch,
+                capacity: SlotWriter::open(slot.path())
+                    .map_err(|error| Failure::from(&error))?
+                    .capacity(),
+                known_bad: &known_bad,
+            };
+            admit(&offer, &job.request, &device).map_err(|refusal| Failure::from(&refusal))?;
+            Ok(Event::ImageAccepted(facts))
+        })
+        .await
+    }
+
+    /// Runs `work` with the proof that `target` is not the running slot.
+    async fn with_slot<T: Send + 'static>(
+        &self,
+        target: Slot,
+        work: impl FnOnce(&Installer, &crate::platform::slots::InactiveSlot) -> Result<T, Failure>
+        + Send
+        + 'static,
+    ) -> Result<T, Failure> {
+        let context = self.context.clone();
+        let installer = self.installer();
+        self.listen_to_retries();
+        blocking(move || {
+            let slot = context
+                .board
+                .slots
+                .inactive()
+                .map_err(|error| Failure::from(&error))?;
+            if slot.slot() != target {
+                let text =
+                    format!("slot {target} was to be written, but it runs; restart the daemon");
+                return Err(Failure::new("boot-disagreement", Class::Final, text));
+            }
+            work(&installer, &slot)
+        })
+        .await
+    }
+
+    fn installer(&self) -> Installer {
+        Installer {
+            fetcher: self.context.fetcher.clone(),
+            trust: self.context.config.trust.clone(),
+            meter: self.meter.clone(),
+            cancel: self.cancel.clone(),
+        }
+    }
+
+    /// Shows why a download is at a halt, while this action runs.
+    fn listen_to_retries(&self) {
+        let mut retries = self.context.fetcher.retrying();
+        let run = self.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    changed = retries.changed() => if changed.is_err() { return },
+                    () = run.cancel.cancelled() => return,
+                }
+                let retry = retries.borrow_and_update().clone();
+                if let Some(retry) = retry {
+                    let pause = retry.pause.as_secs_f32();
+                    run.report(Report::Detail(format!(
+                        "trying again in {pause:.1} s: {}",
+                        retry.reason
+                    )));
+                }
+            }
+        });
+    }
+
+    async fn disable(&self, slot: Slot) -> Result<Event, Failure> {
+        let board = self.context.board.clone();
+        blocking(move || board.with_bootloader(|bootloader| bootloader.mark_bad(slot))).await?;
+        Ok(Event::SlotDisabled)
+    }
+
+    async fn arm(&self, written: Written) -> Result<Event, Failure> {
+        let board = self.context.board.clone();
+        let tries = self.context.config.bootloader.tries;
+        let boot_id = board.booted.boot_id.clone();
+        blocking(move || {
+            board.with_bootloader(|bootloader| {
+                bootloader.arm_trial(written.job.target, tries, &written.job.id)
+            })
+        })
+        .await?;
+        Ok(Event::SlotArmed { boot_id })
+    }
+
+    async fn reboot(&self) -> Result<Event, Failure> {
+        let error = match self.context.board.rebooter.reboot().await {
+            Ok(()) => {
+                tokio::time::sleep(REBOOT_LIMIT).await;
+                let text = format!(
+                    "the reboot was accepted but has not happened within {} minutes; see `systemctl list-jobs`",
+                    REBOOT_LIMIT.as_secs() / 60
+                );
+                Failure::new("reboot-did-not-happen", Class::Wait, text)
+            }
+            Err(error) => Failure::from(&error),
+        };
+        tokio::time::sleep(REBOOT_PAUSE).await;
+        Err(error)
+    }
+
+    async fn watch_health(&self, written: &Written) -> Result<Event, Failure> {
+        let context = &self.context;
+        let say = |text| self.report(Report::Detail(text));
+        let connected = context.published.clone();
+        let connected = move || connected.borrow().status.hub.connected;
+        let (config, board) = (&context.config.health, &context.board);
+        let result = tokio::select! {
+            result = health::watch_health(config, written, board.booted.slot, board.boot_start, connected, say) => result,
+            () = self.cancel.cancelled() => return Err(super::meter::stopped()),
+        };
+        Ok(match result {
+            Ok(()) => Event::Healthy,
+            Err(failure) => Event::Unhealthy(failure),
+        })
+    }
+
+    async fn mark_good(&self, slot: Slot) -> Result<Event, Failure> {
+        let mut attempt = 1;
+        loop {
+            let board = self.context.board.clone();
+            let marked =
+                blocking(move || board.with_bootloader(|bootloader| bootloader.mark_good(slot)))
+                    .await;
+            match marked {
+                Ok(()) => return Ok(Event::MarkedGood),
+                Err(failure) if attempt >= MARK_GOOD_ATTEMPTS => return Err(failure),
+                Err(failure) => self.report(Report::Detail(format!(
+                    "marking slot {slot} good failed, trying again: {failure}"
+                ))),
+            }
+            attempt += 1;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}

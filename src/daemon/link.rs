@@ -1,0 +1,321 @@
+//! The hub task: carries methods and desired properties to the updater, and the published status to the
+//! twin. It only reads the status; it can never influence an update but by the commands anyone may send.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    supervise::raised,
+    updater::{Command, Published},
+};
+use crate::{
+    config::Config,
+    hub::{
+        backoff::Jitter,
+        method::{self, Answer, Methods},
+        reporter::{Change, Event as ReporterEvent, Pace, Reporter, Wanted},
+        session::{HubEvent, MethodCall, SessionHandle},
+        twin,
+    },
+    update::{
+        failure::{Class, Failure},
+        status::{HubStatus, Progress, Status, UpdateReport},
+    },
+};
+
+/// A method is answered within a second, whatever happens: this leaves time for the way back.
+const ANSWER_LIMIT: Duration = Duration::from_millis(950);
+
+/// The hub task's own data.
+pub struct Link {
+    methods: Arc<Methods>,
+    session: SessionHandle,
+    /// The connection that patches go by.
+    connection: u64,
+    events: mpsc::Receiver<HubEvent>,
+    commands: mpsc::Sender<Command>,
+    published: watch::Receiver<Published>,
+    reporter: Reporter,
+    /// Final reports handed to the reporter already, by update id.
+    handed_over: Vec<String>,
+    /// The last status handed over, to tell a change of stage from progress.
+    last: Option<Status>,
+    hub: HubStatus,
+}
+
+impl Link {
+    /// A link over `session`, for the device that `hub` names.
+    pub fn new(
+        config: &Config,
+        (session, events): (SessionHandle, mpsc::Receiver<HubEvent>),
+        commands: mpsc::Sender<Command>,
+        published: watch::Receiver<Published>,
+        hub: HubStatus,
+    ) -> Self {
+        let jitter = Jitter::seeded(seed());
+        let reporter = Reporter::new(Pace::from(&config.report), jitter, Vec::new());
+        let methods = Arc::new(Methods {
+            update_names: config.hub.method_names.clone(),
+            allow_reboot: config.hub.allow_reboot_method,
+        });
+        Self {
+            methods,
+            session,
+            connection: 0,
+            events,
+            commands,
+            published,
+            reporter,
+            handed_over: Vec::new(),
+            last: None,
+            hub,
+        }
+    }
+
+    /// Runs until `stop` is raised, then says goodbye to the hub.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        self.hand_over();
+        loop {
+            self.transmit();
+            let wake = self.reporter.poll_timeout();
+            tokio::select! {
+                () = raised(&mut stop) => break,
+                changed = self.published.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    self.hand_over();
+                }
+                event = self.events.recv() => match event {
+                    Some(event) => self.hear(event).await,
+                    None => break,
+                },
+                () = sleep_until(wake) => self.reporter.handle_timeout(now()),
+            }
+            self.tell_delivered().await;
+        }
+        self.session.shutdown().await;
+    }
+
+    fn transmit(&mut self) {
+        while let Some(patch) = self.reporter.poll_transmit(now()) {
+            debug!(rid = patch.rid, "reported patch: {}", patch.body);
+            self.session.patch(self.connection, &patch.rid, &patch.body);
+        }
+    }
+
+    async fn tell_delivered(&mut self) {
+        while let Some(event) = self.reporter.poll_event() {
+            match event {
+                ReporterEvent::Delivered { update_id } | ReporterEvent::GivenUp { update_id } => {
+                    self.handed_over.retain(|id| *id != update_id);
+                    self.send(Command::Delivered { update_id }).await;
+                }
+                ReporterEvent::Rejected { status, .. } => {
+                    warn!(
+                        "the hub refused a reported patch with status {status}; it is not repeated"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Gives the reporter what is new: first final reports, in order, then the present status.
+    fn hand_over(&mut self) {
+        let Published { status, outbox } = self.published.borrow_and_update().clone();
+        for report in &outbox {
+            if self.handed_over.contains(&report.id) {
+                continue;
+            }
+            self.handed_over.push(report.id.clone());
+            let then = Status {
+                update: Some(report.clone()),
+                ..status.clone()
+            };
+            let terminal = Some(report.id.clone());
+            let wanted = Wanted {
+                document: twin::reported(&then),
+                change: Change::Stage,
+                terminal,
+            };
+            self.reporter.set_wanted(wanted);
+        }
+        // The connection's own state is not reported: the hub knows it.
+        let status = Status {
+            hub: HubStatus::default(),
+            ..status
+        };
+        if self.last.as_ref() == Some(&status) {
+            return;
+        }
+        let still = |s: &Status| Status {
+            update: s.update.as_ref().map(without_progress),
+            ..s.clone()
+        };
+        let stage = self
+            .last
+            .as_ref()
+            .is_none_or(|last| still(last) != still(&status));
+        let change = if stage {
+            Change::Stage
+        } else {
+            Change::Progress
+        };
+        self.reporter.set_wanted(Wanted {
+            document: twin::reported(&status),
+            change,
+            terminal: None,
+        });
+        self.last = Some(status);
+    }
+
+    async fn hear(&mut self, event: HubEvent) {
+        match event {
+            HubEvent::Connected {
+                connection,
+                reported,
+                desired,
+            } => {
+                if !self.hub.connected {
+                    info!(
+                        "connected to {} as {}",
+                        self.name(|h| &h.host),
+                        self.name(|h| &h.device_id)
+                    );
+                }
+                self.connection = connection;
+                self.reporter.handle_connected(&reported, now());
+                self.connection_changed(true, None).await;
+                self.send(Command::Desired(desired)).await;
+            }
+            HubEvent::Disconnected { failure } => {
+                self.reporter.handle_disconnected();
+                self.connection_changed(false, Some(failure)).await;
+            }
+            HubEvent::Method(call) => self.answer(call),
+            HubEvent::Desired { version, patch } => {
+                self.send(Command::DesiredPatch { version, patch }).await
+            }
+            HubEvent::DesiredRead { desired } => self.send(Command::Desired(desired)).await,
+            HubEvent::TwinAnswer {
+                rid,
+                status,
+                retry_after,
+                ..
+            } => {
+                self.reporter
+                    .handle_answer(&rid, status, retry_after, now());
+            }
+        }
+    }
+
+    /// The updater is gone only when the process ends.
+    async fn send(&self, command: Command) {
+        let _ = self.commands.send(command).await;
+    }
+
+    fn name<'a>(&'a self, which: impl Fn(&'a HubStatus) -> &'a Option<String>) -> &'a str {
+        which(&self.hub).as_deref().unwrap_or("?")
+    }
+
+    async fn connection_changed(&mut self, connected: bool, error: Option<Failure>) {
+        let since = if self.hub.connected == connected && self.hub.since.is_some() {
+            self.hub.since
+        } else {
+            Some(jiff::Timestamp::now())
+        };
+        self.hub = HubStatus {
+            connected,
+            since,
+            error,
+            ..self.hub.clone()
+        };
+        self.send(Command::Hub(self.hub.clone())).await;
+    }
+
+    /// Answers a method from a task of its own, so that a slow answer delays nothing else.
+    fn answer(&self, call: MethodCall) {
+        let (methods, commands) = (self.methods.clone(), self.commands.clone());
+        let status = self.published.borrow().status.clone();
+        tokio::spawn(async move {
+            let MethodCall {
+                name,
+                payload,
+                reply,
+            } = call;
+            let asked = tokio::time::timeout(
+                ANSWER_LIMIT,
+                ask(&methods, &commands, &status, &name, &payload),
+            );
+            let answer = asked.await.unwrap_or_else(|_| {
+                let text = "the device is too slow to answer now; ask for firmwareUpdateStatus";
+                Answer::unavailable(&Failure::new("answer-late", Class::Retry, text))
+            });
+            info!(
+                "method {} answered with {}",
+                name.escape_debug(),
+                answer.status
+            );
+            reply.send(answer);
+        });
+    }
+}
+
+async fn ask(
+    methods: &Methods,
+    commands: &mpsc::Sender<Command>,
+    status: &Status,
+    name: &str,
+    payload: &[u8],
+) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    let command = match method::parse(methods, name, payload) {
+        Err(answer) => return answer,
+        Ok(method::Command::Status) => return Answer::status(status),
+        Ok(method::Command::Update(request)) => Command::Install { request, reply },
+        Ok(method::Command::Cancel) => Command::Cancel { reply },
+        Ok(method::Command::Rollback) => Command::Rollback { reply },
+        Ok(method::Command::Reboot) => Command::Reboot { reply },
+    };
+    let sent = commands.send(command).await;
+    match answer.await {
+        Ok(answer) if sent.is_ok() => answer,
+        _ => Answer::unavailable(&Failure::new(
+            "stopping",
+            Class::Wait,
+            "fwupdated is stopping; try again",
+        )),
+    }
+}
+
+/// Spreads a fleet; protects nothing.
+fn seed() -> u64 {
+    let mut seed = [0; 8];
+    // Without random numbers the fleet spreads less, that is all.
+    let _ = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut seed);
+    u64::from_ne_bytes(seed)
+}
+
+fn without_progress(report: &UpdateReport) -> UpdateReport {
+    UpdateReport {
+        progress: Progress::default(),
+        ..report.clone()
+    }
+}
+
+/// The reporter counts on a monotonic clock.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+async fn sleep_until(deadline: Option<std::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

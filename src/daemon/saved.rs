@@ -1,0 +1,264 @@
+//! The document in `state.json`: everything that survives a power cut, and how it becomes a [`Status`].
+//!
+//! `status` inside it is a copy for people and for `fwupdatectl` when the daemon does not run; the
+//! daemon itself never reads it back.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    hub::desired::Acted,
+    update::{
+        digest::Sha256,
+        failure::Failure,
+        machine::{Content, Finished, Job, State},
+        request::Request,
+        slot::Slot,
+        status::{Progress, SlotState, SlotStatus, Stage, Status, Times, UpdateReport},
+    },
+};
+
+/// Version of the document's schema. Readers refuse a newer one.
+pub const SCHEMA: u32 = 1;
+
+/// Final reports waiting for the hub. More than these cannot pile up without a hub for that many updates.
+const OUTBOX_LIMIT: usize = 16;
+
+/// Images remembered as bad.
+const KNOWN_BAD_LIMIT: usize = 32;
+
+/// What survives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Saved {
+    /// Schema version.
+    pub version: u32,
+    /// Where the update under way stands.
+    pub machine: State,
+    /// The last finished update.
+    #[serde(default)]
+    pub last: Option<UpdateReport>,
+    /// When the last successful update was confirmed.
+    #[serde(default)]
+    pub last_success: Option<Timestamp>,
+    /// Final reports that the hub has not yet acknowledged, oldest first.
+    #[serde(default)]
+    pub outbox: Vec<UpdateReport>,
+    /// What is known of each slot.
+    #[serde(default)]
+    pub slots: BTreeMap<Slot, SlotRecord>,
+    /// Images that booted and were not confirmed.
+    #[serde(default)]
+    pub known_bad: Vec<KnownBad>,
+    /// The highest security epoch that was ever confirmed. Never goes down.
+    #[serde(default)]
+    pub security_epoch: u64,
+    /// What was made of the twin's desired property `firmware`.
+    #[serde(default)]
+    pub desired: Acted,
+    /// For `fwupdatectl` without the daemon.
+    #[serde(default)]
+    pub status: Option<Status>,
+}
+
+/// What is known of a slot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SlotRecord {
+    /// Its state.
+    pub state: SlotState,
+    /// The version in it.
+    pub version: Option<String>,
+}
+
+/// An image that booted and was not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KnownBad {
+    /// Its version.
+    pub version: Option<String>,
+    /// Digest of its raw bytes.
+    pub payload: Sha256,
+    /// Why.
+    pub failure: Failure,
+}
+
+impl Default for Saved {
+    fn default() -> Self {
+        Self {
+            version: SCHEMA,
+            machine: State::Idle,
+            last: None,
+            last_success: None,
+            outbox: Vec::new(),
+            slots: BTreeMap::new(),
+            known_bad: Vec::new(),
+            security_epoch: 0,
+            desired: Acted::default(),
+            status: None,
+        }
+    }
+}
+
+impl Saved {
+    /// Records the end of an update and returns its report.
+    pub fn finish(&mut self, finished: &Finished, progress: Progress) -> UpdateReport {
+        let version = finished.image.as_ref().and_then(|i| i.version.clone());
+        let mut report = report(&finished.job, finished.stage, version.clone(), progress);
+        report.error = finished.failure.clone();
+        if self.outbox.len() == OUTBOX_LIMIT {
+            self.outbox.remove(0);
+        }
+        self.outbox.push(report.clone());
+        self.last = Some(report.clone());
+        match (finished.stage, &finished.content) {
+            (Stage::ApplyComplete, _) => {
+                self.last_success = finished.job.times.ended;
+                let epoch = finished.image.as_ref().map_or(0, |i| i.security_epoch);
+                self.security_epoch = self.security_epoch.max(epoch);
+                self.set_slot(finished.job.target, SlotState::Good, version);
+            }
+            (Stage::ApplyFailed, Some(Content { sha256, .. })) => {
+                if let Some(failure) = &finished.failure
+                    && rolled_back_after_a_boot(failure)
+                {
+                    self.remember_bad(KnownBad {
+                        version: version.clone(),
+                        payload: *sha256,
+                        failure: failure.clone(),
+                    });
+                }
+                self.set_slot(finished.job.target, SlotState::Bad, version);
+            }
+            // Without an image the slot was never touched.
+            _ if finished.image.is_some() => {
+                self.set_slot(finished.job.target, SlotState::Bad, version)
+            }
+            _ => {}
+        }
+        report
+    }
+
+    /// Records a request that never became an update, so that its refusal is reported like any other end.
+    pub fn refuse(
+        &mut self,
+        request: &Request,
+        id: String,
+        from_version: Option<String>,
+        failure: Failure,
+        now: Timestamp,
+    ) {
+        let times = Times {
+            waiting: Some(now),
+            ended: Some(now),
+            ..Times::default()
+        };
+        let target = self.last.as_ref().map_or(Slot::B, |last| last.target);
+        let job = Job {
+            id,
+            request: request.clone(),
+            target,
+            from_version,
+            times,
+        };
+        let (stage, failure) = (Stage::DownloadFailed, Some(failure));
+        self.finish(
+            &Finished {
+                job,
+                image: None,
+                content: None,
+                stage,
+                failure,
+            },
+            Progress::default(),
+        );
+    }
+
+    fn remember_bad(&mut self, bad: KnownBad) {
+        self.known_bad.retain(|known| known.payload != bad.payload);
+        if self.known_bad.len() == KNOWN_BAD_LIMIT {
+            self.known_bad.remove(0);
+        }
+        self.known_bad.push(bad);
+    }
+
+    /// Records what is known of `slot`.
+    pub fn set_slot(&mut self, slot: Slot, state: SlotState, version: Option<String>) {
+        self.slots.insert(slot, SlotRecord { state, version });
+    }
+
+    /// Both slots as shown outside, the update under way included.
+    #[must_use]
+    pub fn slot_statuses(&self) -> BTreeMap<Slot, SlotStatus> {
+        let mut shown: BTreeMap<Slot, SlotStatus> = Slot::ALL
+            .into_iter()
+            .map(|slot| {
+                let record = self.slots.get(&slot).cloned().unwrap_or_default();
+                (
+                    slot,
+                    SlotStatus {
+                        state: record.state,
+                        version: record.version,
+                    },
+                )
+            })
+            .collect();
+        let live = match &self.machine {
+            State::Idle | State::Waiting(_) | State::Checking(_) => None,
+            State::Disabling(_) | State::Writing(_) | State::Verifying(_) => {
+                Some(SlotState::Writing)
+            }
+            State::Arming(_) | State::Rebooting { .. } => Some(SlotState::Verified),
+            State::Trial(_) | State::Confirming(_) => Some(SlotState::Trial),
+            State::RollingBack { .. } | State::Abandoning { .. } => Some(SlotState::Bad),
+        };
+        if let (Some(state), Some(job)) = (live, self.machine.job()) {
+            let version = self.machine.image().and_then(|i| i.version.clone());
+            shown.insert(job.target, SlotStatus { state, version });
+        }
+        shown
+    }
+
+    /// The report of the update under way, else of the last one.
+    #[must_use]
+    pub fn current_report(
+        &self,
+        progress: Progress,
+        detail: Option<String>,
+    ) -> Option<UpdateReport> {
+        let (Some(job), Some(stage)) = (self.machine.job(), self.machine.stage()) else {
+            return self.last.clone();
+        };
+        let version = self.machine.image().and_then(|i| i.version.clone());
+        Some(UpdateReport {
+            detail,
+            ..report(job, stage, version, progress)
+        })
+    }
+}
+
+/// The trial boot itself went wrong, as opposed to an arming or a reboot that failed.
+fn rolled_back_after_a_boot(failure: &Failure) -> bool {
+    matches!(
+        failure.code.as_str(),
+        "trial-boot-failed" | "trial-not-confirmed" | "health-check-failed"
+    )
+}
+
+fn report(job: &Job, stage: Stage, version: Option<String>, progress: Progress) -> UpdateReport {
+    UpdateReport {
+        id: job.id.clone(),
+        origin: job.request.origin,
+        uri: job.request.uri.to_string(),
+        target: job.target,
+        version: version.or_else(|| job.request.version.clone()),
+        from_version: job.from_version.clone(),
+        stage,
+        detail: None,
+        progress,
+        times: job.times.clone(),
+        error: None,
+    }
+}

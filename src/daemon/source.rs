@@ -1,0 +1,214 @@
+//! The image as the installer's thread reads it: blocking `Read`, fed by a download that runs as a task.
+//!
+//! Memory is bounded by the queue between both. A download's failure reaches the reader as an
+//! `io::Error` and is kept whole aside, so that decoders in between cannot blur it.
+
+use std::{
+    io::{self, Read},
+    sync::{Arc, Mutex},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{runtime::Handle, sync::mpsc};
+
+use super::meter::{Cancel, Meter, stopped};
+use crate::{
+    platform::fetch::{ByteRange, Download, Fetcher, Validator},
+    update::{
+        failure::{Class, Failure},
+        uri::PackageUri,
+    },
+};
+
+/// Pieces of a body between download and installer; a piece is at most some tens of KiB.
+const QUEUE: usize = 32;
+
+/// An image at an address. Every reader of one source reads the same version of the file.
+pub struct Source {
+    fetcher: Fetcher,
+    uri: PackageUri,
+    runtime: Handle,
+    meter: Arc<Meter>,
+    cancel: Cancel,
+    seen: Mutex<Option<Seen>>,
+    failure: Arc<Mutex<Option<Failure>>>,
+}
+
+#[derive(Clone)]
+struct Seen {
+    validator: Validator,
+    total: Option<u64>,
+    ranges: bool,
+}
+
+impl Source {
+    /// A source whose downloads run on the present runtime.
+    pub fn new(fetcher: Fetcher, uri: PackageUri, meter: Arc<Meter>, cancel: Cancel) -> Self {
+        let (seen, failure) = (Mutex::new(None), Arc::default());
+        Self {
+            fetcher,
+            uri,
+            runtime: Handle::current(),
+            meter,
+            cancel,
+            seen,
+            failure,
+        }
+    }
+
+    /// Reads the file from byte `start` up to `end` (exclusive), or to its end. Blocks until the server
+    /// answered; not to be called from a task.
+    ///
+    /// # Errors
+    /// When the server refuses, the file changed since the first call, or the retry budget is used up.
+    pub fn read(&self, start: u64, end: Option<u64>) -> Result<SourceReader, Failure> {
+        self.cancel.check()?;
+        let expected = self.seen.lock().expect("no panic while held").clone();
+        let validator = expected.map(|seen| seen.validator);
+        let range = ByteRange { start, end };
+        let opening = self.fetcher.open(&self.uri, range, validator.as_ref());
+        let download = self.runtime.block_on(async {
+            tokio::select! {
+                opened = opening => opened.map_err(|error| Failure::from(&error)),
+                () = self.cancel.cancelled() => Err(stopped()),
+            }
+        })?;
+        let seen = Seen {
+            validator: download.validator().clone(),
+            total: download.total(),
+            ranges: download.supports_ranges(),
+        };
+        self.seen
+            .lock()
+            .expect("no panic while held")
+            .get_or_insert(seen);
+        let (sender, pieces) = mpsc::channel(QUEUE);
+        self.runtime.spawn(pump(
+            download,
+            sender,
+            self.meter.clone(),
+            self.cancel.clone(),
+            self.failure.clone(),
+        ));
+        Ok(SourceReader {
+            pieces,
+            piece: Bytes::new(),
+        })
+    }
+
+    /// Length of the file in bytes, once the server said it.
+    pub fn total(&self) -> Option<u64> {
+        self.seen
+            .lock()
+            .expect("no panic while held")
+            .as_ref()
+            .and_then(|seen| seen.total)
+    }
+
+    /// Whether the server serves parts of the file.
+    pub fn supports_ranges(&self) -> bool {
+        self.seen
+            .lock()
+            .expect("no panic while held")
+            .as_ref()
+            .is_some_and(|seen| seen.ranges)
+    }
+
+    /// The address, whose `Display` holds no secrets.
+    pub fn uri(&self) -> &PackageUri {
+        &self.uri
+    }
+
+    /// A small file beside this one; `None` when there is none. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be fetched, or is longer than `limit` bytes.
+    pub fn small_file_beside(
+        &self,
+        suffix: &str,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, Failure> {
+        self.cancel.check()?;
+        let uri = self.uri.beside(suffix);
+        self.runtime.block_on(async {
+            tokio::select! {
+                file = self.fetcher.get_small(&uri, limit) => file.map_err(|error| Failure::from(&error)),
+                () = self.cancel.cancelled() => Err(stopped()),
+            }
+        })
+    }
+
+    /// Fails when a download ended before its time: the end of a stream is then not the end of the file.
+    ///
+    /// # Errors
+    /// The download's own.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.take_failure().map_or(Ok(()), Err)
+    }
+
+    /// What an input error of a reader means.
+    pub fn explain_io(&self, error: &io::Error) -> Failure {
+        self.take_failure().unwrap_or_else(|| {
+            Failure::new(
+                "image-read-failed",
+                Class::Retry,
+                format!("{} cannot be read: {error}", self.uri),
+            )
+        })
+    }
+
+    /// The failure that ended a download, if one did: it explains an error of whoever read from it.
+    pub fn take_failure(&self) -> Option<Failure> {
+        self.failure.lock().expect("no panic while held").take()
+    }
+}
+
+async fn pump(
+    mut download: Download,
+    sender: mpsc::Sender<Bytes>,
+    meter: Arc<Meter>,
+    cancel: Cancel,
+    failure: Arc<Mutex<Option<Failure>>>,
+) {
+    loop {
+        let piece = tokio::select! {
+            piece = download.next_chunk() => piece.map_err(|error| Failure::from(&error)),
+            () = cancel.cancelled() => Err(stopped()),
+        };
+        match piece {
+            Ok(Some(piece)) => {
+                meter.add_downloaded(piece.len() as u64);
+                // The reader has what it wanted and is gone.
+                if sender.send(piece).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => return,
+            Err(error) => {
+                // Dropping the sender then ends the reader's stream, which finds the failure here.
+                *failure.lock().expect("no panic while held") = Some(error);
+                return;
+            }
+        }
+    }
+}
+
+/// Reads one download. Its end is the end of the file or of the download; [`Source::take_failure`] tells.
+pub struct SourceReader {
+    pieces: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+}
+
+impl Read for SourceReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.piece = piece,
+                None => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.piece.len());
+        self.piece.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}

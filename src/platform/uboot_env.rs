@@ -1,1 +1,0 @@
-//! uboot_env

@@ -1,0 +1,469 @@
+//! A whole installation on one machine: hub, image server, and a device with file-backed slots, all driven
+//! through the real programs. Only the reboot is a stand-in: [`Device::boot`] reads the environment by the
+//! rules of the boot script and starts the daemon "on" the slot that they choose.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use fwupdated::{
+    platform::uboot_env::{EnvLocation, UbootEnv, boot_decision},
+    update::{digest::Sha256, slot::Slot},
+};
+use iothub_emulator::{Emulator, Options};
+use serde_json::{Value, json};
+
+use super::image_server::ImageServer;
+
+/// What the hub calls the device.
+pub const DEVICE: &str = "pi-01";
+/// What the images are made for.
+pub const COMPATIBLE: &str = "demo-board";
+/// Long enough for anything on a busy machine; a test that waits this long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Hub, image server and signing keys.
+pub struct Rig {
+    /// Where everything lies.
+    pub dir: PathBuf,
+    /// The hub.
+    pub emulator: Emulator,
+    /// The image store.
+    pub server: ImageServer,
+    /// Secret signing key.
+    pub key: PathBuf,
+    /// The operator's connection string, in a file.
+    pub service: PathBuf,
+}
+
+/// The programs under test.
+pub fn program(name: &str) -> PathBuf {
+    // Tests and examples lie in a folder below the programs.
+    let own = std::env::current_exe().expect("this program has a path");
+    let folder = own.parent().and_then(Path::parent).expect("target/debug/deps or target/debug/examples");
+    folder.join(name)
+}
+
+/// Runs a program to its end; fails loudly when it fails.
+pub fn run(command: &mut Command) -> Output {
+    let output = command.output().expect("the program starts");
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// `fwupdatectl`, with nothing of the caller's environment that it listens to.
+pub fn fwupdatectl() -> Command {
+    let mut command = Command::new(program("fwupdatectl"));
+    command.env_remove("FWUPDATED_HUB_CONNECTION_STRING").stdin(Stdio::null());
+    command
+}
+
+/// `size` bytes that no compressor shrinks much and that differ between seeds, with a hole in the middle.
+pub fn noise(size: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        // xorshift64*
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        bytes.extend_from_slice(&state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
+    }
+    bytes.truncate(size);
+    let hole = size / 3..size / 3 + size / 8;
+    bytes[hole].fill(0);
+    bytes
+}
+
+/// A built image and what it must become on the device.
+pub struct Image {
+    /// The signed file.
+    pub file: PathBuf,
+    /// Its version.
+    pub version: String,
+    /// The raw root file system.
+    pub raw: Vec<u8>,
+}
+
+impl Rig {
+    /// Starts hub and image server in `dir` and makes a signing key.
+    pub async fn start(dir: &Path) -> Self {
+        let _ = fwupdated::platform::tls::install_provider();
+        let emulator = Emulator::start(Options {
+            devices: vec![iothub_emulator::DeviceOption::new(DEVICE)],
+            state: Some(dir.join("hub")),
+            ..Options::free_ports()
+        })
+        .await
+        .expect("the emulator starts");
+        let server = ImageServer::start().await;
+        let key = dir.join("signing.key");
+        run(fwupdatectl().args(["image", "keygen", "--no-password", "--output"]).arg(&key));
+        let service = dir.join("service-connection-string");
+        fs::write(&service, &emulator.ready().service_connection_string).unwrap();
+        Self { dir: dir.to_owned(), emulator, server, key, service }
+    }
+
+    /// Builds and signs an image of `raw`.
+    pub fn build(&self, version: &str, raw: Vec<u8>, more: &[&str]) -> Image {
+        let rootfs = self.dir.join(format!("rootfs-{version}.img"));
+        fs::write(&rootfs, &raw).unwrap();
+        let file = self.dir.join(format!("rootfs-{version}.img.zst"));
+        let mut command = fwupdatectl();
+        command.args(["image", "build", "--version", version, "--compatible", COMPATIBLE, "--level", "1"]);
+        command.arg("--rootfs").arg(&rootfs).arg("--output").arg(&file).args(more);
+        if !more.contains(&"--key") {
+            command.arg("--key").arg(&self.key);
+        }
+        run(&mut command);
+        Image { file, version: version.to_owned(), raw }
+    }
+
+    /// Serves an image; returns its address.
+    pub fn serve(&self, image: &Image) -> String {
+        let path = format!("/{}", image.file.file_name().unwrap().to_str().unwrap());
+        self.server.put_file(&path, &image.file);
+        self.server.url(&path)
+    }
+
+    /// `fwupdatectl hub ...`, with the operator's credentials.
+    pub fn hub(&self, arguments: &[&str]) -> Command {
+        let mut command = fwupdatectl();
+        command.arg("hub").args(arguments);
+        command.arg("--connection-string-file").arg(&self.service);
+        command.arg("--ca-file").arg(&self.emulator.ready().ca_file);
+        command
+    }
+
+    /// Calls the method `firmwareUpdate` and returns the device's status and body.
+    pub async fn invoke(&self, payload: Value) -> (i64, Value) {
+        self.method("firmwareUpdate", payload).await
+    }
+
+    /// Calls any method.
+    pub async fn method(&self, name: &str, payload: Value) -> (i64, Value) {
+        let answer = self.emulator.invoke_method(DEVICE, name, payload, Duration::from_secs(30)).await;
+        answer.unwrap_or_else(|error| panic!("method {name}: {error}"))
+    }
+
+    /// The reported section that back ends read.
+    pub fn section(&self) -> Value {
+        self.emulator.twin(DEVICE)["properties"]["reported"]["iothubDM"]["firmwareUpdate"].clone()
+    }
+
+    /// Every status word that the twin has shown, in order, without repeats.
+    pub fn words(&self, update_id: &str) -> Vec<String> {
+        let mut document = json!({});
+        let mut words: Vec<String> = Vec::new();
+        for patch in self.emulator.reported_history(DEVICE) {
+            merge(&mut document, &patch);
+            let section = &document["iothubDM"]["firmwareUpdate"];
+            if let (Some(id), Some(word)) = (section["updateId"].as_str(), section["status"].as_str())
+                && id == update_id
+                && words.last().map(String::as_str) != Some(word)
+            {
+                words.push(word.to_owned());
+            }
+        }
+        words
+    }
+}
+
+/// The hub's merge rule, as far as the tests need it.
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else { return };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    let Value::Object(target) = target else { return };
+    for (key, value) in patch {
+        match value {
+            Value::Null => drop(target.remove(key)),
+            Value::Object(_) => merge(target.entry(key.clone()).or_insert(Value::Null), value),
+            other => drop(target.insert(key.clone(), other.clone())),
+        }
+    }
+}
+
+/// A device: two slots and an environment in files, and the daemon.
+pub struct Device {
+    /// Where it lies.
+    pub dir: PathBuf,
+    /// The daemon, while it runs.
+    pub daemon: Option<Child>,
+    /// Boots so far.
+    pub boots: u32,
+    /// Told of each boot; the demo prints it.
+    pub on_boot: Option<Box<dyn FnMut(u32, Slot)>>,
+}
+
+impl Device {
+    /// A device with `slot_size` bytes a slot, slot a running `version`. `settings` are more lines of
+    /// configuration, which come after the tables named in it.
+    pub fn new(rig: &Rig, dir: &Path, slot_size: u64, version: &str, settings: &str) -> Self {
+        fs::create_dir_all(dir.join("keys.d")).unwrap();
+        fs::create_dir_all(dir.join("health.d")).unwrap();
+        for slot in Slot::ALL {
+            let file = File::create(dir.join(format!("slot-{slot}.img"))).unwrap();
+            file.set_len(slot_size).unwrap();
+        }
+        // What runs: any bytes will do, as long as nobody changes them.
+        let running = noise(usize::try_from(slot_size).unwrap() / 2, 1);
+        let mut slot_a = File::options().write(true).open(dir.join("slot-a.img")).unwrap();
+        slot_a.write_all(&running).unwrap();
+        let public = rig.key.with_extension("key.pub");
+        let public = if public.exists() { public } else { PathBuf::from(format!("{}.pub", rig.key.display())) };
+        fs::copy(public, dir.join("keys.d/operator.pub")).unwrap();
+        fs::write(dir.join("os-release"), format!("IMAGE_VERSION={version}\n")).unwrap();
+        fs::write(dir.join("connection-string"), &rig.emulator.ready().devices[DEVICE]).unwrap();
+        let env = dir.join("uboot.env");
+        fs::write(
+            dir.join("fw_env.config"),
+            format!("# two copies, one file\n{0} 0x0 0x4000\n{0} 0x4000 0x4000\n", env.display()),
+        )
+        .unwrap();
+        let device = Self { dir: dir.to_owned(), daemon: None, boots: 0, on_boot: None };
+        fs::write(&env, vec![0xff; 0x8000]).unwrap();
+        device.env().initialise([("fwupdated_slot", "a"), ("bootcmd", "run fwupdated_boot")]).unwrap();
+        device.configure(rig, settings);
+        device
+    }
+
+    /// Writes the configuration.
+    pub fn configure(&self, rig: &Rig, settings: &str) {
+        let dir = self.dir.display();
+        let text = format!(
+            r#"[hub]
+connection_string_file = "{dir}/connection-string"
+ca_file = "{ca}"
+mqtt_port = {port}
+reconnect_max = "2s"
+
+[slots.a]
+rootfs = "{dir}/slot-a.img"
+
+[slots.b]
+rootfs = "{dir}/slot-b.img"
+
+[bootloader]
+kind = "file"
+env_config = "{dir}/fw_env.config"
+lock_file = "{dir}/fw_env.lock"
+booted_file = "{dir}/booted"
+reboot_command = ["touch", "{dir}/reboot-requested"]
+
+[trust]
+key_dirs = ["{dir}/keys.d"]
+revoked_dirs = ["{dir}/revoked.d"]
+compatible = ["{COMPATIBLE}"]
+
+[policy]
+hook_dir = "{dir}/policy.d"
+
+[state]
+directory = "{dir}/state"
+
+[control]
+socket = "{dir}/control"
+os_release = "{dir}/os-release"
+
+[report]
+stage_interval = "100ms"
+progress_interval = "500ms"
+answer_timeout = "5s"
+
+{settings}
+"#,
+            ca = rig.emulator.ready().ca_file.display(),
+            port = rig.emulator.ready().mqtt_port,
+        );
+        // The two tables below are what tests change; give those that say nothing about them the defaults.
+        let fetch = format!(
+            "[fetch]\nca_file = \"{}\"\nread_timeout = \"2s\"\nretry_max = \"500ms\"\ngive_up_after = \"10s\"\n",
+            rig.server.ca_file().display()
+        );
+        let health = format!(
+            "[health]\nhook_dir = \"{dir}/health.d\"\ndeadline = \"8s\"\ninterval = \"500ms\"\nunits = []\n"
+        );
+        let mut text = text;
+        if !settings.contains("[fetch]") {
+            text.push_str(&fetch);
+        }
+        if !settings.contains("[health]") {
+            text.push_str(&health);
+        }
+        fs::write(self.config(), text).unwrap();
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("fwupdated.toml")
+    }
+
+    /// The environment, as the daemon and the loader see it.
+    pub fn env(&self) -> UbootEnv {
+        let location = EnvLocation::read(&self.dir.join("fw_env.config")).unwrap();
+        UbootEnv::new(location, &self.dir.join("fw_env.lock"))
+    }
+
+    /// One variable of the environment.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        self.env().read().unwrap().get(name).map(str::to_owned)
+    }
+
+    /// The bytes of the environment.
+    pub fn env_bytes(&self) -> Vec<u8> {
+        fs::read(self.dir.join("uboot.env")).unwrap()
+    }
+
+    /// The file of a slot.
+    pub fn slot_file(&self, slot: Slot) -> PathBuf {
+        self.dir.join(format!("slot-{slot}.img"))
+    }
+
+    /// The slot that runs.
+    pub fn running(&self) -> Slot {
+        let booted = fs::read_to_string(self.dir.join("booted")).unwrap();
+        booted.lines().find_map(|line| line.strip_prefix("slot=")).unwrap().trim().parse().unwrap()
+    }
+
+    /// Whether `slot` begins with `raw`.
+    pub fn holds(&self, slot: Slot, raw: &[u8]) -> bool {
+        let content = fs::read(self.slot_file(slot)).unwrap();
+        Sha256::of(&content[..raw.len().min(content.len())]) == Sha256::of(raw)
+    }
+
+    /// Power-on: the loader's part by the rules of the boot script, then the daemon.
+    pub fn boot(&mut self) {
+        self.kill();
+        let _ = fs::remove_file(self.dir.join("reboot-requested"));
+        let slot = self.env().update(|env| boot_decision(env)).unwrap();
+        self.boots += 1;
+        let boot_id = format!("{:08}-{}", self.boots, std::process::id());
+        fs::write(self.dir.join("booted"), format!("slot={slot}\nboot_id={boot_id}\n")).unwrap();
+        if let Some(tell) = &mut self.on_boot {
+            tell(self.boots, slot);
+        }
+        self.start();
+    }
+
+    /// Starts the daemon within the present boot.
+    pub fn start(&mut self) {
+        let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
+        let daemon = Command::new(program("fwupdated"))
+            .arg("--config")
+            .arg(self.config())
+            .env("FWUPDATED_LOG", "info,fwupdated=debug")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("the daemon starts");
+        self.daemon = Some(daemon);
+    }
+
+    /// Where the daemon's lines go.
+    pub fn log_file(&self) -> PathBuf {
+        self.dir.join("daemon.log")
+    }
+
+    /// All the daemon has said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// SIGKILL, if the daemon runs.
+    pub fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+
+    /// SIGTERM; returns how long the daemon took, after seeing it end well.
+    pub fn stop(&mut self) -> Duration {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        let began = Instant::now();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let status = daemon.wait().unwrap();
+        assert!(status.success(), "the daemon ended with {status}\n{}", self.log());
+        began.elapsed()
+    }
+
+    /// Carries out a reboot that the daemon asked for. True when there was one.
+    pub fn follow_reboot(&mut self) -> bool {
+        if !self.dir.join("reboot-requested").exists() {
+            return false;
+        }
+        if self.daemon.is_some() {
+            self.stop();
+        }
+        self.boot();
+        true
+    }
+
+    /// Lives on, reboots included, until `done` says something.
+    pub async fn until<T>(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
+        let began = Instant::now();
+        loop {
+            self.follow_reboot();
+            if let Some(result) = done(self) {
+                return result;
+            }
+            if let Some(daemon) = &mut self.daemon
+                && let Some(status) = daemon.try_wait().unwrap()
+                && !self.dir.join("reboot-requested").exists()
+            {
+                panic!("the daemon ended with {status} while waiting for {what}\n{}", self.log());
+            }
+            assert!(began.elapsed() < PATIENCE, "no {what} after {PATIENCE:?}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Lives on until the twin shows the end of `update_id`; returns its section.
+    pub async fn until_final(&mut self, rig: &Rig, update_id: &str) -> Value {
+        self.until(&format!("end of update {update_id}"), |_| {
+            let section = rig.section();
+            let word = section["status"].as_str().unwrap_or_default();
+            let ended = ["applyComplete", "applyFailed", "downloadfailed"].contains(&word);
+            (section["updateId"] == update_id && ended).then_some(section)
+        })
+        .await
+    }
+
+    /// Lives on until the twin shows `word` for `update_id`, or a later one.
+    pub async fn until_word(&mut self, rig: &Rig, update_id: &str, word: &str) {
+        self.until(&format!("{word} of update {update_id}"), |_| {
+            rig.words(update_id).iter().any(|seen| seen == word).then_some(())
+        })
+        .await;
+    }
+
+    /// Lives on until the hub says that the device is connected.
+    pub async fn until_connected(&mut self, rig: &Rig) {
+        self.until("connection", |_| {
+            let twin = rig.emulator.twin(DEVICE);
+            let connected = twin["connectionState"] == "Connected";
+            (connected && twin["properties"]["reported"]["fwupdated"].is_object()).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

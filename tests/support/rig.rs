@@ -11,7 +11,10 @@ use std::{
 };
 
 use fwupdated::{
-    platform::uboot_env::{EnvLocation, UbootEnv, boot_decision},
+    platform::{
+        tls,
+        uboot_env::{EnvLocation, UbootEnv, boot_decision},
+    },
     update::{digest::Sha256, slot::Slot},
 };
 use iothub_emulator::{Emulator, Options};
@@ -20,36 +23,39 @@ use serde_json::{Value, json};
 use super::image_server::ImageServer;
 
 /// What the hub calls the device.
-pub const DEVICE: &str = "pi-01";
+pub(crate) const DEVICE: &str = "pi-01";
 /// What the images are made for.
-pub const COMPATIBLE: &str = "demo-board";
+pub(crate) const COMPATIBLE: &str = "demo-board";
 /// Long enough for anything on a busy machine; a test that waits this long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Hub, image server and signing keys.
-pub struct Rig {
+pub(crate) struct Rig {
     /// Where everything lies.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// The hub.
-    pub emulator: Emulator,
+    pub(crate) emulator: Emulator,
     /// The image store.
-    pub server: ImageServer,
+    pub(crate) server: ImageServer,
     /// Secret signing key.
-    pub key: PathBuf,
+    pub(crate) key: PathBuf,
     /// The operator's connection string, in a file.
-    pub service: PathBuf,
+    pub(crate) service: PathBuf,
 }
 
 /// The programs under test.
-pub fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     // Tests and examples lie in a folder below the programs.
     let own = std::env::current_exe().expect("this program has a path");
-    let folder = own.parent().and_then(Path::parent).expect("target/debug/deps or target/debug/examples");
+    let folder = own
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/debug/deps or target/debug/examples");
     folder.join(name)
 }
 
 /// Runs a program to its end; fails loudly when it fails.
-pub fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().expect("the program starts");
     assert!(
         output.status.success(),
@@ -62,14 +68,16 @@ pub fn run(command: &mut Command) -> Output {
 }
 
 /// `fwupdatectl`, with nothing of the caller's environment that it listens to.
-pub fn fwupdatectl() -> Command {
+pub(crate) fn fwupdatectl() -> Command {
     let mut command = Command::new(program("fwupdatectl"));
-    command.env_remove("FWUPDATED_HUB_CONNECTION_STRING").stdin(Stdio::null());
+    command
+        .env_remove("FWUPDATED_HUB_CONNECTION_STRING")
+        .stdin(Stdio::null());
     command
 }
 
 /// `size` bytes that no compressor shrinks much and that differ between seeds, with a hole in the middle.
-pub fn noise(size: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(size + 8);
     while bytes.len() < size {
@@ -86,58 +94,83 @@ pub fn noise(size: usize, seed: u64) -> Vec<u8> {
 }
 
 /// A built image and what it must become on the device.
-pub struct Image {
+pub(crate) struct Image {
     /// The signed file.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Its version.
-    pub version: String,
+    pub(crate) version: String,
     /// The raw root file system.
-    pub raw: Vec<u8>,
+    pub(crate) raw: Vec<u8>,
 }
 
 impl Rig {
     /// Starts hub and image server in `dir` and makes a signing key.
-    pub async fn start(dir: &Path) -> Self {
-        let _ = fwupdated::platform::tls::install_provider();
-        let emulator = Emulator::start(Options {
-            devices: vec![iothub_emulator::DeviceOption::new(DEVICE)],
+    pub(crate) async fn start(dir: &Path) -> Self {
+        tls::install_provider();
+        fs::create_dir_all(dir).unwrap();
+        let options = Options {
             state: Some(dir.join("hub")),
-            ..Options::free_ports()
-        })
-        .await
-        .expect("the emulator starts");
-        let server = ImageServer::start().await;
+            ..Options::default().device(DEVICE)
+        };
+        let emulator = Emulator::start(options).await.expect("the emulator starts");
+        let server = ImageServer::start();
         let key = dir.join("signing.key");
-        run(fwupdatectl().args(["image", "keygen", "--no-password", "--output"]).arg(&key));
+        run(fwupdatectl()
+            .args(["image", "keygen", "--no-password", "--output"])
+            .arg(&key));
         let service = dir.join("service-connection-string");
         fs::write(&service, &emulator.ready().service_connection_string).unwrap();
-        Self { dir: dir.to_owned(), emulator, server, key, service }
+        Self {
+            dir: dir.to_owned(),
+            emulator,
+            server,
+            key,
+            service,
+        }
     }
 
     /// Builds and signs an image of `raw`.
-    pub fn build(&self, version: &str, raw: Vec<u8>, more: &[&str]) -> Image {
+    pub(crate) fn build(&self, version: &str, raw: Vec<u8>, more: &[&str]) -> Image {
         let rootfs = self.dir.join(format!("rootfs-{version}.img"));
         fs::write(&rootfs, &raw).unwrap();
         let file = self.dir.join(format!("rootfs-{version}.img.zst"));
         let mut command = fwupdatectl();
-        command.args(["image", "build", "--version", version, "--compatible", COMPATIBLE, "--level", "1"]);
-        command.arg("--rootfs").arg(&rootfs).arg("--output").arg(&file).args(more);
+        command.args([
+            "image",
+            "build",
+            "--version",
+            version,
+            "--compatible",
+            COMPATIBLE,
+            "--level",
+            "1",
+        ]);
+        command
+            .arg("--rootfs")
+            .arg(&rootfs)
+            .arg("--output")
+            .arg(&file)
+            .args(more);
         if !more.contains(&"--key") {
             command.arg("--key").arg(&self.key);
         }
         run(&mut command);
-        Image { file, version: version.to_owned(), raw }
+        Image {
+            file,
+            version: version.to_owned(),
+            raw,
+        }
     }
 
     /// Serves an image; returns its address.
-    pub fn serve(&self, image: &Image) -> String {
+    pub(crate) fn serve(&self, image: &Image) -> String {
         let path = format!("/{}", image.file.file_name().unwrap().to_str().unwrap());
-        self.server.put_file(&path, &image.file);
+        self.server.put(&path, image.file.as_path());
         self.server.url(&path)
     }
 
     /// `fwupdatectl hub ...`, with the operator's credentials.
-    pub fn hub(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn hub(&self, arguments: &[&str]) -> Command {
         let mut command = fwupdatectl();
         command.arg("hub").args(arguments);
         command.arg("--connection-string-file").arg(&self.service);
@@ -146,29 +179,31 @@ impl Rig {
     }
 
     /// Calls the method `firmwareUpdate` and returns the device's status and body.
-    pub async fn invoke(&self, payload: Value) -> (i64, Value) {
+    pub(crate) async fn invoke(&self, payload: Value) -> (i64, Value) {
         self.method("firmwareUpdate", payload).await
     }
 
     /// Calls any method.
-    pub async fn method(&self, name: &str, payload: Value) -> (i64, Value) {
-        let answer = self.emulator.invoke_method(DEVICE, name, payload, Duration::from_secs(30)).await;
-        answer.unwrap_or_else(|error| panic!("method {name}: {error}"))
+    pub(crate) async fn method(&self, name: &str, payload: Value) -> (i64, Value) {
+        let answer = self.emulator.invoke(DEVICE, name, payload).await;
+        let answer = answer.unwrap_or_else(|error| panic!("method {name}: {error:?}"));
+        (answer.status.into(), answer.payload)
     }
 
     /// The reported section that back ends read.
-    pub fn section(&self) -> Value {
+    pub(crate) fn section(&self) -> Value {
         self.emulator.twin(DEVICE)["properties"]["reported"]["iothubDM"]["firmwareUpdate"].clone()
     }
 
     /// Every status word that the twin has shown, in order, without repeats.
-    pub fn words(&self, update_id: &str) -> Vec<String> {
+    pub(crate) fn words(&self, update_id: &str) -> Vec<String> {
         let mut document = json!({});
         let mut words: Vec<String> = Vec::new();
-        for patch in self.emulator.reported_history(DEVICE) {
-            merge(&mut document, &patch);
+        for entry in self.emulator.reported_history(DEVICE) {
+            merge(&mut document, &entry["patch"]);
             let section = &document["iothubDM"]["firmwareUpdate"];
-            if let (Some(id), Some(word)) = (section["updateId"].as_str(), section["status"].as_str())
+            if let (Some(id), Some(word)) =
+                (section["updateId"].as_str(), section["status"].as_str())
                 && id == update_id
                 && words.last().map(String::as_str) != Some(word)
             {
@@ -185,7 +220,9 @@ fn merge(target: &mut Value, patch: &Value) {
     if !target.is_object() {
         *target = json!({});
     }
-    let Value::Object(target) = target else { return };
+    let Value::Object(target) = target else {
+        return;
+    };
     for (key, value) in patch {
         match value {
             Value::Null => drop(target.remove(key)),
@@ -196,21 +233,27 @@ fn merge(target: &mut Value, patch: &Value) {
 }
 
 /// A device: two slots and an environment in files, and the daemon.
-pub struct Device {
+pub(crate) struct Device {
     /// Where it lies.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// The daemon, while it runs.
-    pub daemon: Option<Child>,
+    pub(crate) daemon: Option<Child>,
     /// Boots so far.
-    pub boots: u32,
+    pub(crate) boots: u32,
     /// Told of each boot; the demo prints it.
-    pub on_boot: Option<Box<dyn FnMut(u32, Slot)>>,
+    pub(crate) on_boot: Option<Box<dyn FnMut(u32, Slot)>>,
 }
 
 impl Device {
     /// A device with `slot_size` bytes a slot, slot a running `version`. `settings` are more lines of
     /// configuration, which come after the tables named in it.
-    pub fn new(rig: &Rig, dir: &Path, slot_size: u64, version: &str, settings: &str) -> Self {
+    pub(crate) fn new(
+        rig: &Rig,
+        dir: &Path,
+        slot_size: u64,
+        version: &str,
+        settings: &str,
+    ) -> Self {
         fs::create_dir_all(dir.join("keys.d")).unwrap();
         fs::create_dir_all(dir.join("health.d")).unwrap();
         for slot in Slot::ALL {
@@ -219,28 +262,45 @@ impl Device {
         }
         // What runs: any bytes will do, as long as nobody changes them.
         let running = noise(usize::try_from(slot_size).unwrap() / 2, 1);
-        let mut slot_a = File::options().write(true).open(dir.join("slot-a.img")).unwrap();
+        let mut slot_a = File::options()
+            .write(true)
+            .open(dir.join("slot-a.img"))
+            .unwrap();
         slot_a.write_all(&running).unwrap();
-        let public = rig.key.with_extension("key.pub");
-        let public = if public.exists() { public } else { PathBuf::from(format!("{}.pub", rig.key.display())) };
+        let public = format!("{}.pub", rig.key.display());
         fs::copy(public, dir.join("keys.d/operator.pub")).unwrap();
         fs::write(dir.join("os-release"), format!("IMAGE_VERSION={version}\n")).unwrap();
-        fs::write(dir.join("connection-string"), &rig.emulator.ready().devices[DEVICE]).unwrap();
+        fs::write(
+            dir.join("connection-string"),
+            &rig.emulator.ready().devices[DEVICE],
+        )
+        .unwrap();
         let env = dir.join("uboot.env");
         fs::write(
             dir.join("fw_env.config"),
-            format!("# two copies, one file\n{0} 0x0 0x4000\n{0} 0x4000 0x4000\n", env.display()),
+            format!(
+                "# two copies, one file\n{0} 0x0 0x4000\n{0} 0x4000 0x4000\n",
+                env.display()
+            ),
         )
         .unwrap();
-        let device = Self { dir: dir.to_owned(), daemon: None, boots: 0, on_boot: None };
+        let device = Self {
+            dir: dir.to_owned(),
+            daemon: None,
+            boots: 0,
+            on_boot: None,
+        };
         fs::write(&env, vec![0xff; 0x8000]).unwrap();
-        device.env().initialise([("fwupdated_slot", "a"), ("bootcmd", "run fwupdated_boot")]).unwrap();
+        device
+            .env()
+            .initialise([("fwupdated_slot", "a"), ("bootcmd", "run fwupdated_boot")])
+            .unwrap();
         device.configure(rig, settings);
         device
     }
 
     /// Writes the configuration.
-    pub fn configure(&self, rig: &Rig, settings: &str) {
+    pub(crate) fn configure(&self, rig: &Rig, settings: &str) {
         let dir = self.dir.display();
         let text = format!(
             r#"[hub]
@@ -306,51 +366,61 @@ answer_timeout = "5s"
     }
 
     /// The configuration file.
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.dir.join("fwupdated.toml")
     }
 
     /// The environment, as the daemon and the loader see it.
-    pub fn env(&self) -> UbootEnv {
+    pub(crate) fn env(&self) -> UbootEnv {
         let location = EnvLocation::read(&self.dir.join("fw_env.config")).unwrap();
         UbootEnv::new(location, &self.dir.join("fw_env.lock"))
     }
 
     /// One variable of the environment.
-    pub fn variable(&self, name: &str) -> Option<String> {
+    pub(crate) fn variable(&self, name: &str) -> Option<String> {
         self.env().read().unwrap().get(name).map(str::to_owned)
     }
 
     /// The bytes of the environment.
-    pub fn env_bytes(&self) -> Vec<u8> {
+    pub(crate) fn env_bytes(&self) -> Vec<u8> {
         fs::read(self.dir.join("uboot.env")).unwrap()
     }
 
     /// The file of a slot.
-    pub fn slot_file(&self, slot: Slot) -> PathBuf {
+    pub(crate) fn slot_file(&self, slot: Slot) -> PathBuf {
         self.dir.join(format!("slot-{slot}.img"))
     }
 
     /// The slot that runs.
-    pub fn running(&self) -> Slot {
+    pub(crate) fn running(&self) -> Slot {
         let booted = fs::read_to_string(self.dir.join("booted")).unwrap();
-        booted.lines().find_map(|line| line.strip_prefix("slot=")).unwrap().trim().parse().unwrap()
+        booted
+            .lines()
+            .find_map(|line| line.strip_prefix("slot="))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
     }
 
     /// Whether `slot` begins with `raw`.
-    pub fn holds(&self, slot: Slot, raw: &[u8]) -> bool {
+    pub(crate) fn holds(&self, slot: Slot, raw: &[u8]) -> bool {
         let content = fs::read(self.slot_file(slot)).unwrap();
         Sha256::of(&content[..raw.len().min(content.len())]) == Sha256::of(raw)
     }
 
     /// Power-on: the loader's part by the rules of the boot script, then the daemon.
-    pub fn boot(&mut self) {
+    pub(crate) fn boot(&mut self) {
         self.kill();
         let _ = fs::remove_file(self.dir.join("reboot-requested"));
         let slot = self.env().update(|env| boot_decision(env)).unwrap();
         self.boots += 1;
         let boot_id = format!("{:08}-{}", self.boots, std::process::id());
-        fs::write(self.dir.join("booted"), format!("slot={slot}\nboot_id={boot_id}\n")).unwrap();
+        fs::write(
+            self.dir.join("booted"),
+            format!("slot={slot}\nboot_id={boot_id}\n"),
+        )
+        .unwrap();
         if let Some(tell) = &mut self.on_boot {
             tell(self.boots, slot);
         }
@@ -358,8 +428,12 @@ answer_timeout = "5s"
     }
 
     /// Starts the daemon within the present boot.
-    pub fn start(&mut self) {
-        let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
+    pub(crate) fn start(&mut self) {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_file())
+            .unwrap();
         let daemon = Command::new(program("fwupdated"))
             .arg("--config")
             .arg(self.config())
@@ -373,17 +447,17 @@ answer_timeout = "5s"
     }
 
     /// Where the daemon's lines go.
-    pub fn log_file(&self) -> PathBuf {
+    pub(crate) fn log_file(&self) -> PathBuf {
         self.dir.join("daemon.log")
     }
 
     /// All the daemon has said.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
     /// SIGKILL, if the daemon runs.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             let _ = daemon.kill();
             let _ = daemon.wait();
@@ -391,18 +465,22 @@ answer_timeout = "5s"
     }
 
     /// SIGTERM; returns how long the daemon took, after seeing it end well.
-    pub fn stop(&mut self) -> Duration {
+    pub(crate) fn stop(&mut self) -> Duration {
         let mut daemon = self.daemon.take().expect("the daemon runs");
         let began = Instant::now();
         let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.id()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         let status = daemon.wait().unwrap();
-        assert!(status.success(), "the daemon ended with {status}\n{}", self.log());
+        assert!(
+            status.success(),
+            "the daemon ended with {status}\n{}",
+            self.log()
+        );
         began.elapsed()
     }
 
     /// Carries out a reboot that the daemon asked for. True when there was one.
-    pub fn follow_reboot(&mut self) -> bool {
+    pub(crate) fn follow_reboot(&mut self) -> bool {
         if !self.dir.join("reboot-requested").exists() {
             return false;
         }
@@ -414,7 +492,11 @@ answer_timeout = "5s"
     }
 
     /// Lives on, reboots included, until `done` says something.
-    pub async fn until<T>(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(
+        &mut self,
+        what: &str,
+        mut done: impl FnMut(&mut Self) -> Option<T>,
+    ) -> T {
         let began = Instant::now();
         loop {
             self.follow_reboot();
@@ -425,15 +507,22 @@ answer_timeout = "5s"
                 && let Some(status) = daemon.try_wait().unwrap()
                 && !self.dir.join("reboot-requested").exists()
             {
-                panic!("the daemon ended with {status} while waiting for {what}\n{}", self.log());
+                panic!(
+                    "the daemon ended with {status} while waiting for {what}\n{}",
+                    self.log()
+                );
             }
-            assert!(began.elapsed() < PATIENCE, "no {what} after {PATIENCE:?}\n{}", self.log());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "no {what} after {PATIENCE:?}\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     /// Lives on until the twin shows the end of `update_id`; returns its section.
-    pub async fn until_final(&mut self, rig: &Rig, update_id: &str) -> Value {
+    pub(crate) async fn until_final(&mut self, rig: &Rig, update_id: &str) -> Value {
         self.until(&format!("end of update {update_id}"), |_| {
             let section = rig.section();
             let word = section["status"].as_str().unwrap_or_default();
@@ -444,19 +533,22 @@ answer_timeout = "5s"
     }
 
     /// Lives on until the twin shows `word` for `update_id`, or a later one.
-    pub async fn until_word(&mut self, rig: &Rig, update_id: &str, word: &str) {
+    pub(crate) async fn until_word(&mut self, rig: &Rig, update_id: &str, word: &str) {
         self.until(&format!("{word} of update {update_id}"), |_| {
-            rig.words(update_id).iter().any(|seen| seen == word).then_some(())
+            rig.words(update_id)
+                .iter()
+                .any(|seen| seen == word)
+                .then_some(())
         })
         .await;
     }
 
     /// Lives on until the hub says that the device is connected.
-    pub async fn until_connected(&mut self, rig: &Rig) {
+    pub(crate) async fn until_connected(&mut self, rig: &Rig) {
         self.until("connection", |_| {
-            let twin = rig.emulator.twin(DEVICE);
-            let connected = twin["connectionState"] == "Connected";
-            (connected && twin["properties"]["reported"]["fwupdated"].is_object()).then_some(())
+            let reported =
+                rig.emulator.twin(DEVICE)["properties"]["reported"]["fwupdated"].is_object();
+            (rig.emulator.is_connected(DEVICE) && reported).then_some(())
         })
         .await;
     }

@@ -1,0 +1,7 @@
+//! What the integration tests and the demo share.
+
+// Each program uses its own part of this.
+#![allow(dead_code)]
+
+pub(crate) mod image_server;
+pub(crate) mod rig;

@@ -1,1 +1,57 @@
-//! A local Azure IoT Hub.
+//! A local Azure IoT Hub, for demos, tests and development.
+//!
+//! It serves the device side (MQTT 3.1.1 over TLS and over WebSocket, shared access signatures and
+//! self-signed certificates, kept sessions, twins, direct methods) and the service side (REST: registry,
+//! twins, methods, queries) well enough that the official SDKs run against it unmodified, and it makes
+//! things go wrong on request. It shares no protocol code with the daemon but the MQTT packet codec of a
+//! library, so that a misread specification cannot cancel out.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use iothub_emulator::{Emulator, Options};
+//!
+//! let emulator = Emulator::start(Options::default().device("pi-01")).await?;
+//! let ready = emulator.ready();
+//! // Connect to localhost, ready.mqtt_port, trusting ready.ca_file, as ready.devices["pi-01"] says.
+//! emulator.drop_connection("pi-01");
+//! emulator.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+
+mod ca;
+mod clock;
+mod connect;
+mod control;
+mod device_side;
+mod emulator;
+mod faults;
+mod hub;
+mod hub_error;
+mod listen;
+mod methods;
+mod mqtt;
+mod options;
+mod paging;
+mod percent;
+mod policies;
+mod query_parse;
+mod query_run;
+mod registry;
+mod rest;
+mod sas;
+mod start_error;
+mod store;
+mod topics;
+mod twin;
+mod twin_limits;
+mod user_name;
+mod websocket;
+mod wire_log;
+
+pub use emulator::Emulator;
+pub use hub_error::{HubError, Kind};
+pub use methods::MethodAnswer;
+pub use options::{DeviceSpec, Dps, Options, Ready};
+pub use sas::sign;
+pub use start_error::StartError;

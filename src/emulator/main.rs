@@ -1,2 +1,123 @@
-//! See `fwupdated::lib`.
-fn main() {}
+//! `iothub-emulator`: a local Azure IoT Hub in one program.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use iothub_emulator::{DeviceSpec, Emulator, Options};
+use tokio::signal::unix::{SignalKind, signal};
+
+const FIRST_SESSION: &str = "\
+A first session:
+
+  1. Start it with one device, on ports that need no root:
+
+       iothub-emulator --https-port 8443 --device pi-01
+
+     It prints one line of JSON with the connection strings and the CA file, and serves until
+     Ctrl-C. Port 0 takes a free port.
+
+  2. Point a device at it: connect to localhost:8883 with the device's connection string and
+     trust the CA file.
+
+  3. Look at it and make things go wrong (https://localhost:8443/emulator lists all of it):
+
+       curl --cacert CA_FILE https://localhost:8443/emulator/devices/pi-01/twin
+       curl --cacert CA_FILE -X POST 'https://localhost:8443/emulator/outage?seconds=10'
+
+  4. Use service tools and SDKs with the service connection string. They must trust the CA file
+     too (Python: REQUESTS_CA_BUNDLE, Node: NODE_EXTRA_CA_CERTS).
+
+With --state DIR a restart goes on with the same CA, keys, devices and twins.
+RUST_LOG=debug shows more on standard error.";
+
+/// A local Azure IoT Hub: MQTT for devices, REST for service tools, faults on request.
+#[derive(Parser)]
+#[command(version, after_help = FIRST_SESSION)]
+struct Arguments {
+    /// The hub's host name, in connection strings and in the certificate
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    hub_name: String,
+    /// The address to listen on; others than loopback let other machines in
+    #[arg(long, value_name = "ADDRESS", default_value_t = Ipv4Addr::LOCALHOST.into())]
+    listen: IpAddr,
+    /// Port for MQTT over TLS; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8883)]
+    mqtt_port: u16,
+    /// Port for HTTPS and for MQTT over WebSocket; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 443)]
+    https_port: u16,
+    /// Keep the CA, the devices and their twins in this directory
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Register a device, with this primary key (base64) or a new one; may be repeated
+    #[arg(long = "device", value_name = "ID[=KEY]")]
+    devices: Vec<DeviceSpec>,
+    /// Append one line for each MQTT packet and each HTTP request, without secrets
+    #[arg(long, value_name = "FILE")]
+    wire_log: Option<PathBuf>,
+    /// Write the line that is printed at the start to this file too, when everything serves
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .init();
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = error.to_string();
+            let mut cause = error.source();
+            while let Some(source) = cause {
+                text.push_str(&format!(": {source}"));
+                cause = source.source();
+            }
+            let _ = writeln!(io::stderr(), "iothub-emulator: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    // Before the start, so that a signal right after the ready line is not missed.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let ready_file = arguments.ready_file.clone();
+    let emulator = Emulator::start(Options {
+        hub_name: arguments.hub_name,
+        listen: arguments.listen,
+        mqtt_port: arguments.mqtt_port,
+        https_port: arguments.https_port,
+        state: arguments.state,
+        devices: arguments.devices,
+        wire_log: arguments.wire_log,
+        ready_file: arguments.ready_file,
+        ..Options::default()
+    })
+    .await?;
+    let line = serde_json::to_string(emulator.ready())?;
+    let mut output = io::stdout().lock();
+    writeln!(output, "{line}")?;
+    output.flush()?;
+    drop(output);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping");
+    emulator.stop().await;
+    if let Some(path) = ready_file {
+        // Who finds the file may rely on the emulator being there.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! One MQTT connection, over TLS or WebSocket: bytes to packets and back, keep-alive, token expiry.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v4::{Codec, ConnAck, Connect, ConnectReturnCode, Packet, Publish};
+use rumqttc::mqttbytes::{Error as CodecError, Protocol};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::codec::Framed;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::clock;
+use crate::connect::Accepted;
+use crate::hub::{Hub, Outgoing};
+
+/// Largest packet a device may send.
+const INCOMING_BYTES: usize = 256 * 1024;
+/// Largest packet the hub sends; a twin has at most a third of it.
+const OUTGOING_BYTES: usize = 512 * 1024;
+/// How long a client may take to send its CONNECT, and to take a packet.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// 1.5 times the largest useful keep-alive of 1177 s; also for a keep-alive of 0.
+const LONGEST_SILENCE: Duration = Duration::from_secs(1767);
+/// Timers are cut to this, so that a token that never expires is no overflow.
+const FAR_FUTURE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Serves one client until either side ends it. `certificate` is the client's, in DER, if it gave one.
+pub(crate) async fn serve<S>(
+    hub: Arc<Hub>,
+    stream: S,
+    certificate: Option<Vec<u8>>,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let codec = Codec {
+        max_incoming_size: INCOMING_BYTES,
+        max_outgoing_size: OUTGOING_BYTES,
+    };
+    let mut connection = Connection {
+        hub,
+        framed: Framed::new(stream, codec),
+        name: "?".to_owned(),
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = connection.run(certificate) => {}
+    }
+}
+
+struct Connection<S> {
+    hub: Arc<Hub>,
+    framed: Framed<S, Codec>,
+    /// The client id, for the logs.
+    name: String,
+}
+
+/// How a connection ended.
+enum End {
+    /// The client said DISCONNECT.
+    Clean,
+    /// For this reason.
+    Abrupt(String),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    async fn run(&mut self, certificate: Option<Vec<u8>>) {
+        let Some(connect) = self.first_packet().await else {
+            return;
+        };
+        self.name.clone_from(&connect.client_id);
+        let received = Packet::Connect(connect.clone());
+        self.hub.wire.received(&self.name, &received);
+        let accepted = match connect.protocol {
+            Protocol::V4 => self.hub.connect(&connect, certificate.as_deref()),
+            Protocol::V5 => return self.refuse(ConnectReturnCode::RefusedProtocolVersion).await,
+        };
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
+            Err(refused) => {
+                self.hub.wire.note(&self.name, &refused.reason);
+                return self.refuse(refused.code).await;
+            }
+        };
+        info!("'{}' connected", accepted.device);
+        let (device, link) = (accepted.device.clone(), accepted.link);
+        // Tells the hub however this ends, also when the task is cancelled by a stop.
+        let mut farewell = Farewell {
+            hub: self.hub.clone(),
+            device,
+            link,
+            clean: false,
+        };
+        match self.converse(&connect, accepted).await {
+            End::Clean => {
+                farewell.clean = true;
+                info!("'{}' disconnected", self.name);
+            }
+            End::Abrupt(reason) => {
+                self.hub.wire.note(&self.name, &format!("closed: {reason}"));
+                info!("closed the connection of '{}': {reason}", self.name);
+            }
+        }
+    }
+
+    async fn first_packet(&mut self) -> Option<Connect> {
+        match timeout(PATIENCE, self.framed.next()).await {
+            Ok(Some(Ok(Packet::Connect(connect)))) => Some(connect),
+            Ok(Some(Err(CodecError::InvalidProtocolLevel(level)))) => {
+                debug!("a client speaks MQTT protocol level {level}");
+                self.refuse(ConnectReturnCode::RefusedProtocolVersion).await;
+                None
+            }
+            Ok(Some(Ok(packet))) => {
+                debug!("the first packet of a client is no CONNECT: {packet:?}");
+                None
+            }
+            Ok(Some(Err(error))) => {
+                debug!("the first packet of a client cannot be read: {error}");
+                None
+            }
+            Ok(None) | Err(_) => None,
+        }
+    }
+
+    async fn refuse(&mut self, code: ConnectReturnCode) {
+        // If it does not arrive the client sees a close, which also says no.
+        let _ = self.send(Packet::ConnAck(ConnAck::new(code, false))).await;
+        let _ = timeout(PATIENCE, SinkExt::<Packet>::close(&mut self.framed)).await;
+    }
+
+    async fn converse(&mut self, connect: &Connect, mut accepted: Accepted) -> End {
+        // The official SDKs are served a 0 here too; a kept session works all the same.
+        let ack = Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false));
+        if let Err(reason) = self.send(ack).await {
+            return End::Abrupt(reason);
+        }
+        let silence = longest_silence(connect.keep_alive);
+        let mut silent_at = Instant::now() + silence;
+        let expired_at = accepted.until.map_or(FAR_FUTURE, |until| {
+            Duration::from_secs(until)
+                .saturating_sub(clock::since_epoch())
+                .min(FAR_FUTURE)
+        });
+        let expired_at = Instant::now() + expired_at;
+        loop {
+            let outcome = tokio::select! {
+                // In this order, so that a close is not kept waiting by a busy client.
+                biased;
+                outgoing = accepted.inbox.recv() => match outgoing {
+                    Some(Outgoing::Publish { topic, payload }) => {
+                        let publish = Publish::new(topic, QoS::AtMostOnce, payload);
+                        self.send(Packet::Publish(publish)).await.map(|()| false)
+                    }
+                    Some(Outgoing::Close(reason)) => Err(reason),
+                    None => Err("the hub let go of the connection".to_owned()),
+                },
+                () = sleep_until(expired_at) => Err("the token expired".to_owned()),
+                () = sleep_until(silent_at) => Err(format!(
+                    "nothing was heard for {} s, 1.5 times the keep-alive",
+                    silence.as_secs()
+                )),
+                packet = self.framed.next() => {
+                    silent_at = Instant::now() + silence;
+                    self.received(&accepted, packet).await
+                }
+            };
+            match outcome {
+                Ok(false) => {}
+                Ok(true) => return End::Clean,
+                Err(reason) => return End::Abrupt(reason),
+            }
+        }
+    }
+
+    /// Handles what came from the client; true after a DISCONNECT.
+    async fn received(
+        &mut self,
+        accepted: &Accepted,
+        packet: Option<Result<Packet, CodecError>>,
+    ) -> Result<bool, String> {
+        let packet = match packet {
+            None => return Err("the device closed it".to_owned()),
+            Some(Err(CodecError::Io(error))) => return Err(format!("the device is gone: {error}")),
+            Some(Err(error)) => return Err(format!("a malformed packet: {error}")),
+            Some(Ok(packet)) => packet,
+        };
+        self.hub.wire.received(&self.name, &packet);
+        if packet == Packet::Disconnect {
+            return Ok(true);
+        }
+        let replies = self
+            .hub
+            .receive(&accepted.device, accepted.link, packet)
+            .map_err(|offence| offence.0)?;
+        for reply in replies {
+            self.send(reply).await?;
+        }
+        Ok(false)
+    }
+
+    async fn send(&mut self, packet: Packet) -> Result<(), String> {
+        self.hub.wire.sent(&self.name, &packet);
+        match timeout(PATIENCE, self.framed.send(packet)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(format!("cannot send: {error}")),
+            Err(_) => Err("the device does not read what is sent".to_owned()),
+        }
+    }
+}
+
+struct Farewell {
+    hub: Arc<Hub>,
+    device: String,
+    link: u64,
+    clean: bool,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        self.hub.disconnected(&self.device, self.link, self.clean);
+    }
+}
+
+fn longest_silence(keep_alive: u16) -> Duration {
+    match keep_alive {
+        0 => LONGEST_SILENCE,
+        seconds => (Duration::from_secs(seconds.into()) * 3 / 2).min(LONGEST_SILENCE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_one_and_a_half_keep_alives_up_to_a_cap() {
+        assert_eq!(longest_silence(60), Duration::from_secs(90));
+        assert_eq!(longest_silence(1), Duration::from_millis(1500));
+        assert_eq!(longest_silence(1177), Duration::from_millis(1_765_500));
+        assert_eq!(longest_silence(u16::MAX), LONGEST_SILENCE);
+        assert_eq!(longest_silence(0), LONGEST_SILENCE);
+    }
+}

@@ -1,0 +1,215 @@
+//! The wire log: one readable line for each MQTT packet and each HTTP request, without secrets.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use rumqttc::mqttbytes::v4::{Packet, SubscribeReasonCode};
+
+use crate::clock;
+
+/// Longest part of a payload shown.
+const PAYLOAD_SHOWN: usize = 2000;
+
+/// Where the lines go, if anywhere.
+#[derive(Default)]
+pub(crate) struct WireLog(Option<Mutex<File>>);
+
+impl WireLog {
+    /// Appends to `path`.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let file = File::options().append(true).create(true).open(path)?;
+        Ok(Self(Some(Mutex::new(file))))
+    }
+
+    /// A packet from `device` to the hub.
+    pub(crate) fn received(&self, device: &str, packet: &Packet) {
+        self.line(|| format!("{device} -> {}", describe(packet)));
+    }
+
+    /// A packet from the hub to `device`.
+    pub(crate) fn sent(&self, device: &str, packet: &Packet) {
+        self.line(|| format!("{device} <- {}", describe(packet)));
+    }
+
+    /// Anything else worth a line, such as why a connection ended.
+    pub(crate) fn note(&self, device: &str, text: &str) {
+        self.line(|| format!("{device} -- {text}"));
+    }
+
+    fn line(&self, text: impl FnOnce() -> String) {
+        let Some(file) = &self.0 else {
+            return;
+        };
+        let line = format!("{} {}\n", clock::stamp(), single_line(&redact(&text())));
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = file.write_all(line.as_bytes()) {
+            tracing::warn!("cannot write the wire log: {error}");
+        }
+    }
+}
+
+fn describe(packet: &Packet) -> String {
+    match packet {
+        Packet::Connect(connect) => {
+            let (user, password) = match &connect.login {
+                Some(login) if login.password.is_empty() => (login.username.as_str(), "none"),
+                Some(login) => (login.username.as_str(), "given"),
+                None => ("", "none"),
+            };
+            format!(
+                "CONNECT client-id={} clean={} keep-alive={} will={} user={user} password={password}",
+                connect.client_id,
+                u8::from(connect.clean_session),
+                connect.keep_alive,
+                connect.last_will.is_some(),
+            )
+        }
+        Packet::ConnAck(ack) => format!(
+            "CONNACK {} {:?} session-present={}",
+            ack.code as u8,
+            ack.code,
+            u8::from(ack.session_present)
+        ),
+        Packet::Publish(publish) => format!(
+            "PUBLISH q{} id={} dup={} retain={} {} {}",
+            publish.qos as u8,
+            publish.pkid,
+            u8::from(publish.dup),
+            u8::from(publish.retain),
+            publish.topic,
+            payload(&publish.payload)
+        ),
+        Packet::PubAck(ack) => format!("PUBACK id={}", ack.pkid),
+        Packet::Subscribe(subscribe) => {
+            let filters: Vec<String> = subscribe
+                .filters
+                .iter()
+                .map(|filter| format!("{} q{}", filter.path, filter.qos as u8))
+                .collect();
+            format!("SUBSCRIBE id={} {}", subscribe.pkid, filters.join(", "))
+        }
+        Packet::SubAck(ack) => {
+            let codes: Vec<String> = ack
+                .return_codes
+                .iter()
+                .map(|code| match code {
+                    SubscribeReasonCode::Success(qos) => format!("q{}", *qos as u8),
+                    SubscribeReasonCode::Failure => "failure".to_owned(),
+                })
+                .collect();
+            format!("SUBACK id={} {}", ack.pkid, codes.join(", "))
+        }
+        Packet::Unsubscribe(unsubscribe) => format!(
+            "UNSUBSCRIBE id={} {}",
+            unsubscribe.pkid,
+            unsubscribe.topics.join(", ")
+        ),
+        Packet::UnsubAck(ack) => format!("UNSUBACK id={}", ack.pkid),
+        Packet::PingReq => "PINGREQ".to_owned(),
+        Packet::PingResp => "PINGRESP".to_owned(),
+        Packet::Disconnect => "DISCONNECT".to_owned(),
+        Packet::PubRec(_) | Packet::PubRel(_) | Packet::PubComp(_) => format!("{packet:?}"),
+    }
+}
+
+fn payload(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => match text.char_indices().nth(PAYLOAD_SHOWN) {
+            Some((end, _)) => format!("{}... ({} bytes)", &text[..end], bytes.len()),
+            None => text.to_owned(),
+        },
+        Err(_) => format!("({} bytes, not UTF-8)", bytes.len()),
+    }
+}
+
+/// `text` with the values of signatures and keys replaced: `sig=` of SAS tokens and of download
+/// addresses, `SharedAccessKey=` of connection strings.
+pub(crate) fn redact(text: &str) -> String {
+    const SECRETS: [&str; 4] = [
+        "sig=",
+        "sharedaccesskey=",
+        "sharedaccesssignature=",
+        "password=",
+    ];
+    let lower = text.to_ascii_lowercase();
+    let mut redacted = String::with_capacity(text.len());
+    let mut at = 0;
+    while let Some((start, name)) = SECRETS
+        .iter()
+        .filter_map(|name| lower[at..].find(name).map(|found| (at + found, name)))
+        .min()
+    {
+        let value = start + name.len();
+        let ends =
+            |c: char| matches!(c, '&' | ';' | '"' | '\'' | '\\' | ',' | '}') || c.is_whitespace();
+        let end = text[value..]
+            .find(ends)
+            .map_or(text.len(), |length| value + length);
+        redacted.push_str(&text[at..value]);
+        let plain = matches!(&text[value..end], "" | "none" | "given");
+        redacted.push_str(if plain { &text[value..end] } else { "***" });
+        at = end;
+    }
+    redacted.push_str(&text[at..]);
+    redacted
+}
+
+fn single_line(text: &str) -> String {
+    text.replace('\\', "\\\\")
+        .replace('\n', "\\n")
+        .replace('\r', "\\r")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rumqttc::mqttbytes::QoS;
+    use rumqttc::mqttbytes::v4::{Connect, Publish};
+
+    use super::*;
+
+    #[test]
+    fn no_secret_reaches_the_log() {
+        let mut connect = Connect::new("pi");
+        connect.set_login(
+            "hub/pi/?api-version=2021-04-12",
+            "SharedAccessSignature sr=x&sig=SECRET&se=1",
+        );
+        let publish = Publish::new(
+            "$iothub/methods/POST/firmwareUpdate/?$rid=1",
+            QoS::AtMostOnce,
+            r#"{"fwPackageUri":"https://x/y?sv=1&sig=SECRET%3D&se=2","c":"HostName=h;SharedAccessKey=SECRET=;x"}"#,
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wire.log");
+        let log = WireLog::open(&path).unwrap();
+        log.received("pi", &Packet::Connect(connect));
+        log.sent("pi", &Packet::Publish(publish));
+        log.note("pi", "two\nlines");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("SECRET"), "{text}");
+        assert!(text.contains("password=given"), "{text}");
+        assert!(text.contains("sig=***&se=2"), "{text}");
+        assert_eq!(text.lines().count(), 3, "{text}");
+    }
+
+    #[test]
+    fn a_long_payload_is_cut_between_characters() {
+        let shown = payload("ü".repeat(PAYLOAD_SHOWN + 1).as_bytes());
+        assert!(shown.ends_with("... (4002 bytes)"), "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn redaction_keeps_everything_else(text in "[^=]*") {
+            prop_assert_eq!(redact(&text), text);
+        }
+
+        #[test]
+        fn redaction_never_panics(text in ".*(sig=|SharedAccessKey=).*") {
+            let _ = redact(&text);
+        }
+    }
+}

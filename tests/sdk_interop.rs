@@ -1,0 +1,165 @@
+//! The official Python SDKs of Azure IoT Hub, device and service side, unmodified, against the emulator:
+//! the judge of whether the emulator is a hub.
+//!
+//! The device SDK connects to port 8883 of the hub's host name and to no other. So each test gives the
+//! hub a loopback address of its own as its name (127.x.y.z, which is also in its certificate) and takes
+//! the standard ports there: no name resolution, no conflict between tests, no change to the SDK. Port
+//! 443, for WebSocket, needs root; without it that one check is skipped with a word.
+//!
+//! The scripts are in `tests/sdk/`. Their Python environment is made once in the target directory. Where
+//! there is no Python or no package index the tests say `SKIPPED: ...`; with `SDK_INTEROP=required` they
+//! fail instead.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use iothub_emulator::{Emulator, Options, StartError};
+use tokio::process::Command;
+
+/// Longest time for one script.
+const LIMIT: Duration = Duration::from_secs(300);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_device_sdk_runs_unmodified() {
+    run("test_device_sdk.py", 443).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_service_sdk_runs_unmodified_on_any_port() {
+    run("test_service_sdk.py", 0).await;
+}
+
+async fn run(script: &str, https_port: u16) {
+    let python = match python() {
+        Ok(python) => python,
+        Err(reason) => {
+            assert!(
+                std::env::var_os("SDK_INTEROP").is_none_or(|value| value != "required"),
+                "{reason}"
+            );
+            println!("SKIPPED: {script}: {reason}");
+            return;
+        }
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let ready_file = directory.path().join("ready.json");
+    let wire_log = directory.path().join("wire.log");
+    let emulator = start(https_port, &ready_file, &wire_log).await;
+    let run = Command::new(python)
+        .arg("-W")
+        .arg("ignore")
+        .arg(scripts().join(script))
+        .env("READY_FILE", &ready_file)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(LIMIT, run).await;
+    emulator.stop().await;
+    let wire = std::fs::read_to_string(&wire_log).unwrap_or_default();
+    let output = output
+        .unwrap_or_else(|_| panic!("{script} took longer than {LIMIT:?}; the wire:\n{wire}"))
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    println!("{text}");
+    assert!(
+        output.status.success(),
+        "{script} failed; the wire:\n{wire}"
+    );
+    assert!(
+        !wire.contains("SharedAccessSignature sr"),
+        "a token is in the wire log"
+    );
+    // A script that runs nothing must not pass.
+    assert!(text.contains("... ok"), "{script} ran no test");
+}
+
+/// An emulator on a loopback address that nobody uses, with the standard MQTT port.
+async fn start(https_port: u16, ready_file: &Path, wire_log: &Path) -> Emulator {
+    let mut last_error = None;
+    for attempt in 0..20_u32 {
+        let number = std::process::id()
+            .wrapping_mul(31)
+            .wrapping_add(attempt * 7919);
+        let [_, a, b, _] = number.to_be_bytes();
+        let address = Ipv4Addr::new(127, a.max(1), b, (number % 250 + 2) as u8);
+        let options = |https_port| Options {
+            hub_name: address.to_string(),
+            listen: IpAddr::V4(address),
+            mqtt_port: 8883,
+            https_port,
+            ready_file: Some(ready_file.to_owned()),
+            wire_log: Some(wire_log.to_owned()),
+            ..Options::default().device("sdk-device")
+        };
+        let started = match Emulator::start(options(https_port)).await {
+            Err(StartError::Listen { source, .. })
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                println!("SKIPPED: WebSocket: port {https_port} of {address} needs root");
+                Emulator::start(options(0)).await
+            }
+            started => started,
+        };
+        match started {
+            Ok(emulator) => return emulator,
+            Err(error) => last_error = Some(error),
+        }
+    }
+    panic!("no loopback address has its port 8883 free: {last_error:?}");
+}
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk")
+}
+
+/// The interpreter of an environment with the pinned SDKs, made when missing or outdated.
+fn python() -> Result<PathBuf, String> {
+    static PYTHON: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    PYTHON.get_or_init(make_environment).clone()
+}
+
+fn make_environment() -> Result<PathBuf, String> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let environment = target.parent().unwrap_or(target).join("sdk-venv");
+    let python = environment.join("bin/python");
+    let requirements = scripts().join("requirements.txt");
+    let wanted = std::fs::read_to_string(&requirements).map_err(|error| error.to_string())?;
+    let stamp = environment.join("installed.txt");
+    if python.exists() && std::fs::read_to_string(&stamp).is_ok_and(|text| text == wanted) {
+        return Ok(python);
+    }
+    let run = |program: &Path, arguments: &[&str]| {
+        let output = std::process::Command::new(program)
+            .args(arguments)
+            .output()
+            .map_err(|error| format!("cannot run {}: {error}", program.display()))?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(format!(
+                "{} {} failed: {}",
+                program.display(),
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            )),
+        }
+    };
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    run(
+        Path::new("python3"),
+        &["-m", "venv", "--clear", &text(&environment)],
+    )?;
+    let pip = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+    ];
+    run(&python, &[&pip[..], &[&text(&requirements)]].concat())?;
+    std::fs::write(&stamp, wanted).map_err(|error| error.to_string())?;
+    Ok(python)
+}

@@ -1,5 +1,5 @@
-//! `fwupdatectl hub` by the real program: against a scripted hub over TLS (answers that no hub gives on
-//! request) and against the emulator.
+//! `fwupdatectl hub` by the real program against a scripted hub over TLS: answers that no hub gives on
+//! request.
 
 #[path = "support/hub_stub.rs"]
 mod hub_stub;

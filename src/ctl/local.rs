@@ -1,6 +1,6 @@
 //! Commands for the device this runs on: `status`, `install`, `cancel`.
 //!
-//! They speak to the daemon over its control socket ([`client`]). Without the daemon, `status` still
+//! They speak to the daemon over its control socket. Without the daemon, `status` still
 //! says what the state file knows.
 
 mod client;

@@ -1,0 +1,175 @@
+//! Why there is no connection to the hub.
+
+use std::error::Error;
+
+use crate::{
+    hub::credentials::ClockNotSet,
+    update::failure::{Class, Coded},
+};
+
+/// A cause that another library gave.
+pub(super) type Cause = Box<dyn Error + Send + Sync>;
+
+/// Why there is no connection to the hub.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The clock is not set.
+    #[error(transparent)]
+    Clock(#[from] ClockNotSet),
+    /// No way to the host.
+    #[error("cannot reach {at}; check the network, name resolution and that the port is open")]
+    Unreachable {
+        /// Host and port.
+        at: String,
+        /// The system's reason.
+        #[source]
+        source: Cause,
+    },
+    /// Nothing came of it in time.
+    #[error("{at} did not complete a connection in time; check the network and firewalls")]
+    Timeout {
+        /// Host and port.
+        at: String,
+    },
+    /// No trust.
+    #[error(
+        "the TLS handshake with {at} failed; check hub.ca_file (or the system's CA certificates) and the clock"
+    )]
+    Tls {
+        /// Host and port.
+        at: String,
+        /// The reason.
+        #[source]
+        source: Cause,
+    },
+    /// CONNACK 4 or 5.
+    #[error(
+        "the hub {hub} refused device `{device}`: unknown or disabled device, wrong key, or a wrong clock; compare the connection string with the hub's"
+    )]
+    CredentialsRefused {
+        /// The hub.
+        hub: String,
+        /// The device.
+        device: String,
+    },
+    /// CONNACK 1 or 2.
+    #[error(
+        "the hub refused the connection ({0}); its MQTT version is not ours or the device id is not allowed"
+    )]
+    Refused(String),
+    /// CONNACK 3.
+    #[error("the hub says that it is unavailable")]
+    Unavailable,
+    /// Closed before CONNACK.
+    #[error(
+        "{at} closed the connection without an answer; a wrong key, an unknown hub or a busy server can be the reason"
+    )]
+    ClosedEarly {
+        /// Host and port.
+        at: String,
+        /// The reason.
+        #[source]
+        source: Cause,
+    },
+    /// The connection ended.
+    #[error("the connection to {at} ended")]
+    Lost {
+        /// Host and port.
+        at: String,
+        /// The reason.
+        #[source]
+        source: Cause,
+    },
+    /// Connections end within seconds.
+    #[error(
+        "{times} connections in a row ended within seconds: probably another client uses this device id (`{device}`); give each device its own identity"
+    )]
+    IdentityConflict {
+        /// The device.
+        device: String,
+        /// In a row.
+        times: u32,
+        /// How the last one ended.
+        #[source]
+        source: Box<SessionError>,
+    },
+    /// SUBACK with a failure, or none.
+    #[error("the hub did not grant the subscriptions; it may not be an IoT hub")]
+    Subscribe,
+    /// The twin cannot be read.
+    #[error("the hub refused to give the device's twin (status {0})")]
+    TwinRefused(u16),
+    /// The twin is no twin.
+    #[error("the hub sent a twin that is not JSON")]
+    TwinMalformed(#[source] serde_json::Error),
+    /// No answer to the twin read.
+    #[error("the hub did not answer the twin read in time")]
+    TwinSilent,
+    /// The network takes nothing.
+    #[error("the connection takes no more data; dropping it")]
+    Stuck,
+    /// A defect in the MQTT library.
+    #[error("the MQTT client failed; this is a defect of the program, please report it")]
+    Client,
+}
+
+impl SessionError {
+    /// Whether the hub knows us and does not want us.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::CredentialsRefused { .. } | Self::Refused(_))
+    }
+
+    /// Whether the network itself is the reason.
+    pub(super) fn is_network(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. })
+    }
+
+    /// Whether a standing connection was ended by the other side.
+    pub(super) fn is_loss(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+}
+
+impl Coded for SessionError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Clock(_) => "hub-clock-not-set",
+            Self::Unreachable { .. } => "hub-unreachable",
+            Self::Timeout { .. } => "hub-timeout",
+            Self::Tls { .. } => "hub-tls",
+            Self::CredentialsRefused { .. } => "hub-credentials-refused",
+            Self::Refused(_) => "hub-refused",
+            Self::Unavailable => "hub-unavailable",
+            Self::ClosedEarly { .. } => "hub-closed-early",
+            Self::Lost { .. } => "hub-connection-lost",
+            Self::IdentityConflict { .. } => "hub-identity-conflict",
+            Self::Subscribe => "hub-subscribe",
+            Self::TwinRefused(_) => "hub-twin-refused",
+            Self::TwinMalformed(_) => "hub-twin-malformed",
+            Self::TwinSilent => "hub-twin-silent",
+            Self::Stuck => "hub-stuck",
+            Self::Client => "hub-client",
+        }
+    }
+
+    fn class(&self) -> Class {
+        match self {
+            Self::Clock(_)
+            | Self::Tls { .. }
+            | Self::CredentialsRefused { .. }
+            | Self::Refused(_)
+            | Self::IdentityConflict { .. } => Class::Wait,
+            Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Unavailable
+            | Self::ClosedEarly { .. }
+            | Self::Lost { .. }
+            | Self::Subscribe
+            | Self::TwinRefused(_)
+            | Self::TwinMalformed(_)
+            | Self::TwinSilent
+            | Self::Stuck
+            | Self::Client => Class::Retry,
+        }
+    }
+}

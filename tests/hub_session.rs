@@ -1,0 +1,540 @@
+//! The connection to the hub over real TLS and MQTT, against a scripted hub on the loopback.
+
+#[path = "hub_session/peer.rs"]
+mod peer;
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use fwupdated::hub::{
+    method::Answer,
+    session::{HubEvent, MethodCall, Session, SessionHandle, SessionOptions},
+};
+use peer::{DEVICE, HUB, KEY, Peer};
+use rumqttc::ConnectReturnCode;
+use serde_json::{Value, json};
+use tokio::{sync::mpsc, time::timeout};
+
+/// Longer than anything here takes on a busy machine.
+const LONG: Duration = Duration::from_secs(20);
+
+type Events = mpsc::Receiver<HubEvent>;
+
+fn options(peer: &Peer) -> SessionOptions {
+    let text = format!("HostName={HUB};DeviceId={DEVICE};SharedAccessKey={KEY}");
+    SessionOptions {
+        credentials: text.parse().unwrap(),
+        tls: peer.tls.clone(),
+        host: "localhost".to_owned(),
+        port: peer.address.port(),
+        keep_alive: Duration::from_secs(60),
+        token_lifetime: Duration::from_secs(3600),
+        reconnect_max: Duration::from_millis(100),
+        start_delay: Duration::ZERO,
+        client: "fwupdated/test".to_owned(),
+        clock: jiff::Timestamp::now,
+    }
+}
+
+async fn next(events: &mut Events) -> HubEvent {
+    timeout(LONG, events.recv())
+        .await
+        .expect("an event comes")
+        .expect("the session lives")
+}
+
+/// The next `Connected`: its number, reported and desired sections. Failures before it are skipped.
+async fn connected(events: &mut Events) -> (u64, Value, Value) {
+    loop {
+        match next(events).await {
+            HubEvent::Connected {
+                connection,
+                reported,
+                desired,
+            } => return (connection, reported, desired),
+            HubEvent::Disconnected { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The code of the next failure.
+async fn failure(events: &mut Events) -> String {
+    match next(events).await {
+        HubEvent::Disconnected { failure } => failure.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn method(events: &mut Events) -> MethodCall {
+    match next(events).await {
+        HubEvent::Method(call) => call,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn up(peer: &Peer) -> (SessionHandle, Events, u64) {
+    let (handle, mut events) = Session::spawn(options(peer));
+    let (connection, ..) = connected(&mut events).await;
+    (handle, events, connection)
+}
+
+fn answer(status: i32, body: Value) -> Answer {
+    Answer { status, body }
+}
+
+#[tokio::test]
+async fn it_says_connected_once_subscribed_and_the_twin_was_read() {
+    let peer = Peer::start().await;
+    peer.with(|state| {
+        state.reported = json!({"a": 1, "$version": 5});
+        state.desired = json!({"firmware": {"fwVersion": "2"}, "$version": 7});
+    });
+    let (handle, mut events) = Session::spawn(options(&peer));
+    let (_, reported, desired) = connected(&mut events).await;
+    assert_eq!(reported, json!({"a": 1, "$version": 5}));
+    assert_eq!(desired["$version"], 7);
+    peer.with(|state| {
+        assert_eq!(state.seen.filters.concat().len(), 3);
+        let connect = &state.seen.connects[0];
+        assert!(!connect.clean_session);
+        assert_eq!(
+            (connect.client_id.as_str(), connect.keep_alive),
+            (DEVICE, 60)
+        );
+    });
+    handle.shutdown().await;
+    peer.until("DISCONNECT", |state| state.seen.disconnects == 1)
+        .await;
+}
+
+#[tokio::test]
+async fn methods_are_answered_by_their_id_in_any_order_and_a_dropped_one_gets_500() {
+    let peer = Peer::start().await;
+    let (_handle, mut events, _) = up(&peer).await;
+    let first = peer.call("firmwareUpdate", r#""https://h/x""#);
+    let second = peer.call("reboot", "");
+    let third = peer.call("lost", "null");
+    let one = method(&mut events).await;
+    assert_eq!(
+        (one.name.as_str(), &one.payload[..]),
+        ("firmwareUpdate", &b"\"https://h/x\""[..])
+    );
+    let two = method(&mut events).await;
+    drop(method(&mut events).await);
+    assert_eq!(timeout(LONG, third).await.unwrap().unwrap().0, 500);
+    assert!(two.reply.send(answer(403, json!({"code": "no"}))));
+    assert_eq!(
+        timeout(LONG, second).await.unwrap().unwrap(),
+        (403, json!({"code": "no"}))
+    );
+    assert!(one.reply.send(answer(200, json!("started"))));
+    assert_eq!(
+        timeout(LONG, first).await.unwrap().unwrap(),
+        (200, json!("started"))
+    );
+}
+
+#[tokio::test]
+async fn an_answer_too_long_for_the_hub_becomes_500() {
+    let peer = Peer::start().await;
+    let (_handle, mut events, _) = up(&peer).await;
+    let call = peer.call("m", "");
+    let long = "x".repeat(200_000);
+    method(&mut events)
+        .await
+        .reply
+        .send(answer(200, json!(long)));
+    assert_eq!(timeout(LONG, call).await.unwrap().unwrap().0, 500);
+}
+
+#[tokio::test]
+async fn patches_make_the_round_trip_and_those_for_an_earlier_connection_are_not_sent() {
+    let peer = Peer::start().await;
+    peer.with(|state| state.script.patch_status = [429, 204].into());
+    let (handle, mut events, connection) = up(&peer).await;
+    handle.patch(connection + 1, "stale", &json!({"a": 0}));
+    handle.patch(connection, "p1", &json!({"a": 1}));
+    match next(&mut events).await {
+        HubEvent::TwinAnswer {
+            rid,
+            status: 429,
+            retry_after,
+            version: None,
+        } => {
+            assert_eq!(
+                (rid.as_str(), retry_after),
+                ("p1", Some(Duration::from_secs(1)))
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    handle.patch(connection, "p2", &json!({"a": 1}));
+    match next(&mut events).await {
+        HubEvent::TwinAnswer {
+            rid,
+            status: 204,
+            version,
+            ..
+        } => {
+            assert_eq!((rid.as_str(), version), ("p2", Some(2)));
+        }
+        other => panic!("{other:?}"),
+    }
+    peer.with(|state| {
+        assert_eq!(state.reported, json!({"a": 1, "$version": 2}));
+        assert_eq!(state.seen.patches.len(), 2);
+    });
+}
+
+#[tokio::test]
+async fn after_a_drop_it_connects_again_subscribes_again_and_reads_the_twin_again() {
+    let peer = Peer::start().await;
+    let (_handle, mut events, first) = up(&peer).await;
+    peer.with(|state| state.reported = json!({"b": 2, "$version": 9}));
+    peer.close();
+    assert_eq!(failure(&mut events).await, "hub-connection-lost");
+    let (second, reported, _) = connected(&mut events).await;
+    assert!(second > first);
+    assert_eq!(reported["b"], 2);
+    peer.with(|state| assert_eq!(state.seen.filters.len(), 2));
+    let call = peer.call("m", "");
+    method(&mut events).await.reply.send(answer(200, json!(1)));
+    assert_eq!(timeout(LONG, call).await.unwrap().unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_quietly_while_methods_are_answered_all_along() {
+    let peer = Peer::start().await;
+    let short = SessionOptions {
+        token_lifetime: Duration::from_secs(3),
+        ..options(&peer)
+    };
+    let (_handle, mut events) = Session::spawn(short);
+    connected(&mut events).await;
+    let consumer = tokio::spawn(async move {
+        let mut renewals = 0;
+        while renewals < 3 {
+            match next(&mut events).await {
+                HubEvent::Method(call) => {
+                    call.reply.send(answer(200, json!(renewals)));
+                }
+                HubEvent::Connected { .. } => renewals += 1,
+                other => panic!("a renewal is no disconnect: {other:?}"),
+            }
+        }
+        events
+    });
+    let mut answered = 0;
+    while !consumer.is_finished() {
+        let call = peer.call("m", "");
+        // A call in the moment between two connections is lost, as it is with a real hub; the caller
+        // tries again.
+        if let Ok(Ok((status, _))) = timeout(Duration::from_millis(500), call).await {
+            assert_eq!(status, 200);
+            answered += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let _events = consumer.await.unwrap();
+    assert!(answered > 50, "{answered}");
+    peer.with(|state| {
+        assert!(state.seen.disconnects >= 3, "each renewal says DISCONNECT");
+        assert_eq!(state.seen.connects.len(), 4);
+        let tokens: Vec<_> = state.seen.connects.iter().map(|c| &c.login).collect();
+        assert!(
+            tokens.windows(2).all(|pair| pair[0] != pair[1]),
+            "each has a fresh token"
+        );
+    });
+}
+
+#[tokio::test]
+async fn a_renewal_waits_for_an_open_method_but_not_beyond_the_tokens_life() {
+    let peer = Peer::start().await;
+    let short = SessionOptions {
+        token_lifetime: Duration::from_secs(4),
+        ..options(&peer)
+    };
+    let started = std::time::Instant::now();
+    let (_handle, mut events) = Session::spawn(short);
+    connected(&mut events).await;
+    let _call = peer.call("slow", "");
+    let _open = method(&mut events).await;
+    connected(&mut events).await;
+    assert!(
+        started.elapsed() >= Duration::from_millis(3700),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn refused_credentials_are_tried_again_until_they_are_right() {
+    let peer = Peer::start().await;
+    peer.with(|state| state.script.refuse_all = Some(ConnectReturnCode::NotAuthorized));
+    let (_handle, mut events) = Session::spawn(options(&peer));
+    for _ in 0..4 {
+        assert_eq!(failure(&mut events).await, "hub-credentials-refused");
+    }
+    peer.with(|state| state.script.refuse_all = None);
+    connected(&mut events).await;
+}
+
+#[tokio::test]
+async fn a_wrong_key_is_refused_and_never_shown() {
+    let peer = Peer::start().await;
+    let wrong = "d3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmc=";
+    let text = format!("HostName={HUB};DeviceId={DEVICE};SharedAccessKey={wrong}");
+    let (_handle, mut events) = Session::spawn(SessionOptions {
+        credentials: text.parse().unwrap(),
+        ..options(&peer)
+    });
+    for _ in 0..3 {
+        let HubEvent::Disconnected { failure } = next(&mut events).await else {
+            panic!("refused");
+        };
+        assert_eq!(failure.code, "hub-credentials-refused");
+        let shown = format!("{failure:?}");
+        assert!(shown.contains(DEVICE) && !shown.contains("sig=") && !shown.contains(&wrong[..6]));
+    }
+}
+
+#[tokio::test]
+async fn every_refusal_has_its_code_and_none_ends_the_session() {
+    let peer = Peer::start().await;
+    peer.with(|state| {
+        state.script.refuse = [
+            ConnectReturnCode::ServiceUnavailable,
+            ConnectReturnCode::BadClientId,
+            ConnectReturnCode::BadUserNamePassword,
+        ]
+        .into();
+        state.script.read_status = [429, 503, 200, 404].into();
+    });
+    let (_handle, mut events) = Session::spawn(options(&peer));
+    assert_eq!(failure(&mut events).await, "hub-unavailable");
+    assert_eq!(failure(&mut events).await, "hub-refused");
+    assert_eq!(failure(&mut events).await, "hub-credentials-refused");
+    // 429 and 503 to the twin read are waited for on the same connection.
+    connected(&mut events).await;
+    peer.with(|state| assert_eq!(state.seen.connects.len(), 4));
+    peer.with(|state| state.script.no_subscriptions = true);
+    peer.close();
+    assert_eq!(failure(&mut events).await, "hub-connection-lost");
+    assert_eq!(failure(&mut events).await, "hub-subscribe");
+    peer.with(|state| state.script.no_subscriptions = false);
+    while failure(&mut events).await != "hub-twin-refused" {}
+    connected(&mut events).await;
+}
+
+static CLOCK_IS_SET: AtomicBool = AtomicBool::new(false);
+
+#[tokio::test]
+async fn it_waits_for_the_clock_before_it_makes_a_token() {
+    let peer = Peer::start().await;
+    let clock = || {
+        if CLOCK_IS_SET.load(Ordering::SeqCst) {
+            jiff::Timestamp::now()
+        } else {
+            jiff::Timestamp::UNIX_EPOCH
+        }
+    };
+    let (_handle, mut events) = Session::spawn(SessionOptions {
+        clock,
+        ..options(&peer)
+    });
+    assert_eq!(failure(&mut events).await, "hub-clock-not-set");
+    peer.with(|state| assert!(state.seen.connects.is_empty()));
+    CLOCK_IS_SET.store(true, Ordering::SeqCst);
+    connected(&mut events).await;
+}
+
+static CLOCK_IS_RIGHT: AtomicBool = AtomicBool::new(false);
+
+#[tokio::test]
+async fn a_clock_that_is_set_ends_the_long_pause_after_a_refusal() {
+    let peer = Peer::start().await;
+    let clock = || {
+        let now = jiff::Timestamp::now();
+        if CLOCK_IS_RIGHT.load(Ordering::SeqCst) {
+            now
+        } else {
+            now - jiff::SignedDuration::from_hours(48)
+        }
+    };
+    let (_handle, mut events) = Session::spawn(SessionOptions {
+        clock,
+        reconnect_max: Duration::from_secs(3600),
+        ..options(&peer)
+    });
+    assert_eq!(failure(&mut events).await, "hub-credentials-refused");
+    CLOCK_IS_RIGHT.store(true, Ordering::SeqCst);
+    connected(&mut events).await;
+}
+
+#[tokio::test]
+async fn desired_changes_come_without_gaps() {
+    let peer = Peer::start().await;
+    let (_handle, mut events, _) = up(&peer).await;
+    peer.desire(json!({"a": 1}));
+    match next(&mut events).await {
+        HubEvent::Desired { version: 2, patch } => assert_eq!(patch["a"], 1),
+        other => panic!("{other:?}"),
+    }
+    let old = "$iothub/twin/PATCH/properties/desired/?$version=2";
+    peer.publish(old, r#"{"a": 0}"#);
+    peer.desire_silently(json!({"b": 2}));
+    peer.desire(json!({"c": 3}));
+    match next(&mut events).await {
+        HubEvent::DesiredRead { desired } => {
+            assert_eq!(desired, json!({"a": 1, "b": 2, "c": 3, "$version": 4}));
+        }
+        other => panic!("{other:?}"),
+    }
+    peer.desire(json!({"a": 5}));
+    let event = next(&mut events).await;
+    assert!(
+        matches!(event, HubEvent::Desired { version: 5, .. }),
+        "{event:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_twin_and_a_method_of_the_largest_size_pass() {
+    let peer = Peer::start().await;
+    let bulk = "x".repeat(200_000);
+    peer.with(|state| state.reported = json!({"bulk": bulk, "$version": 1}));
+    let (_handle, mut events) = Session::spawn(options(&peer));
+    let (_, reported, _) = connected(&mut events).await;
+    assert_eq!(reported["bulk"].as_str().unwrap().len(), 200_000);
+    let _call = peer.call("m", &format!("\"{}\"", "y".repeat(128 * 1024)));
+    assert_eq!(method(&mut events).await.payload.len(), 128 * 1024 + 2);
+}
+
+#[tokio::test]
+async fn another_client_with_this_identity_is_named() {
+    let peer = Peer::start().await;
+    peer.with(|state| state.script.kick = 3);
+    let (_handle, mut events) = Session::spawn(options(&peer));
+    let mut codes = vec![];
+    while codes.len() < 3 {
+        if let HubEvent::Disconnected { failure } = next(&mut events).await {
+            codes.push(failure.code);
+        }
+    }
+    assert_eq!(
+        codes,
+        [
+            "hub-connection-lost",
+            "hub-connection-lost",
+            "hub-identity-conflict"
+        ]
+    );
+    connected(&mut events).await;
+}
+
+#[tokio::test]
+async fn nothing_the_hub_sends_ends_the_session() {
+    let peer = Peer::start().await;
+    let (_handle, mut events, _) = up(&peer).await;
+    for topic in [
+        "x",
+        "$iothub/methods/POST/m/?$rid=",
+        "$iothub/methods/POST/%ff/?$rid=1",
+        "$iothub/twin/res/x/?$rid=p",
+        "$iothub/twin/res/204/?$rid=unknown",
+        "devices/pi-01/messages/devicebound/%24.mid=1",
+    ] {
+        peer.publish(topic, vec![0xff, 0, b'{']);
+    }
+    peer.publish(
+        "$iothub/twin/PATCH/properties/desired/?$version=2",
+        "not json",
+    );
+    let event = next(&mut events).await;
+    assert!(matches!(event, HubEvent::DesiredRead { .. }), "{event:?}");
+    let packets: [&[u8]; 7] = [
+        &[0x00, 0x00],
+        &[0x30, 0x05, 0x00, 0x09, b'a', b'b', b'c'],
+        &[0x30, 0x04, 0x00, 0x02, 0xff, 0xfe],
+        &[0x36, 0x05, 0x00, 0x01, b'a', 0x00, 0x01],
+        &[0x90, 0x03, 0x00, 0x01, 0x80],
+        &[0x30, 0xff, 0xff, 0xff, 0xff, 0x7f],
+        &[0x40, 0x02, 0x00, 0x07],
+    ];
+    for packet in packets {
+        peer.raw(packet);
+        peer.close();
+        while !matches!(next(&mut events).await, HubEvent::Disconnected { .. }) {}
+        connected(&mut events).await;
+    }
+}
+
+#[tokio::test]
+async fn an_untrusted_certificate_and_a_closed_port_are_told_apart() {
+    let (peer, stranger) = (Peer::start().await, Peer::start().await);
+    let (_handle, mut events) = Session::spawn(SessionOptions {
+        tls: stranger.tls.clone(),
+        ..options(&peer)
+    });
+    assert_eq!(failure(&mut events).await, "hub-tls");
+
+    let port = stranger.address.port();
+    drop(stranger);
+    let (_handle, mut events) = Session::spawn(SessionOptions {
+        port,
+        ..options(&peer)
+    });
+    assert_eq!(failure(&mut events).await, "hub-unreachable");
+}
+
+#[tokio::test]
+async fn a_stop_answers_open_methods_says_disconnect_and_is_quick() {
+    let peer = Peer::start().await;
+    let (handle, mut events, _) = up(&peer).await;
+    let call = peer.call("m", "");
+    let open = method(&mut events).await;
+    timeout(Duration::from_secs(5), handle.shutdown())
+        .await
+        .unwrap();
+    assert_eq!(timeout(LONG, call).await.unwrap().unwrap().0, 503);
+    assert!(
+        !open.reply.send(answer(200, json!(1))),
+        "the caller is gone"
+    );
+    peer.until("DISCONNECT", |state| state.seen.disconnects == 1)
+        .await;
+    assert!(events.recv().await.is_none());
+}
+
+#[tokio::test]
+async fn a_stop_while_it_cannot_connect_is_quick() {
+    let peer = Peer::start().await;
+    peer.with(|state| state.script.refuse_all = Some(ConnectReturnCode::NotAuthorized));
+    let (handle, mut events) = Session::spawn(SessionOptions {
+        reconnect_max: Duration::from_secs(3600),
+        ..options(&peer)
+    });
+    assert_eq!(failure(&mut events).await, "hub-credentials-refused");
+    timeout(Duration::from_secs(2), handle.shutdown())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_slow_consumer_bounds_the_calls_that_are_open() {
+    let peer = Peer::start().await;
+    let (_handle, mut events, _) = up(&peer).await;
+    let mut calls: Vec<_> = (0..40).map(|_| peer.call("m", "")).collect();
+    // The first 32 are open and wait for their consumer; the rest is answered for it.
+    for late in calls.split_off(32) {
+        assert_eq!(timeout(LONG, late).await.unwrap().unwrap().0, 503);
+    }
+    for call in calls {
+        method(&mut events).await.reply.send(answer(200, json!(0)));
+        assert_eq!(timeout(LONG, call).await.unwrap().unwrap().0, 200);
+    }
+}

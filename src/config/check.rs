@@ -151,6 +151,11 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
                 report.answer_timeout,
                 secs(1)..=MINUTE * 10,
             )?,
+            reconnect_jitter: duration(
+                "report.reconnect_jitter",
+                report.reconnect_jitter,
+                Duration::ZERO..=MINUTE * 5,
+            )?,
         },
         state: StateConfig {
             directory: needed_path("state.directory", &state.directory)?,

@@ -213,6 +213,7 @@ section! {
         stage_interval: RawDuration = RawDuration::seconds(1),
         progress_interval: RawDuration = RawDuration::seconds(5),
         answer_timeout: RawDuration = RawDuration::seconds(30),
+        reconnect_jitter: RawDuration = RawDuration::seconds(3),
     }
 }
 

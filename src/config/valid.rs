@@ -184,6 +184,8 @@ pub struct ReportConfig {
     pub progress_interval: Duration,
     /// How long to wait for the answer to a patch. Default 30 s.
     pub answer_timeout: Duration,
+    /// Longest random pause before the first patch of a connection. Default 3 s.
+    pub reconnect_jitter: Duration,
 }
 
 /// `[state]`: what survives.

@@ -31,6 +31,9 @@ use crate::{
 /// A method is answered within a second, whatever happens: this leaves time for the way back.
 const ANSWER_LIMIT: Duration = Duration::from_millis(950);
 
+/// How long the last words may take at a stop. systemd waits longer; a reboot should not.
+const FAREWELL: Duration = Duration::from_secs(3);
+
 /// The hub task's own data.
 pub struct Link {
     methods: Arc<Methods>,
@@ -43,6 +46,8 @@ pub struct Link {
     reporter: Reporter,
     /// Final reports handed to the reporter already, by update id.
     handed_over: Vec<String>,
+    /// The update whose stages are being handed over, and how many of them were.
+    shown: (String, usize),
     /// The last status handed over, to tell a change of stage from progress.
     last: Option<Status>,
     hub: HubStatus,
@@ -72,41 +77,58 @@ impl Link {
             published,
             reporter,
             handed_over: Vec::new(),
+            shown: (String::new(), 0),
             last: None,
             hub,
         }
     }
 
-    /// Runs until `stop` is raised, then says goodbye to the hub.
+    /// Runs until `stop` is raised, then tells the hub what it does not know yet, for a moment, and says
+    /// goodbye.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        self.hand_over();
         loop {
-            self.transmit();
-            let wake = self.reporter.poll_timeout();
+            self.turn();
             tokio::select! {
                 () = raised(&mut stop) => break,
-                changed = self.published.changed() => {
-                    if changed.is_err() {
-                        break;
-                    }
-                    self.hand_over();
-                }
-                event = self.events.recv() => match event {
-                    Some(event) => self.hear(event).await,
-                    None => break,
-                },
-                () = sleep_until(wake) => self.reporter.handle_timeout(now()),
+                more = self.wait() => if !more { break },
             }
             self.tell_delivered().await;
         }
+        let settled = async {
+            loop {
+                self.turn();
+                if !self.hub.connected || self.reporter.is_settled() || !self.wait().await {
+                    break;
+                }
+            }
+        };
+        // What does not get through now is reported after the next start.
+        let _ = tokio::time::timeout(FAREWELL, settled).await;
         self.session.shutdown().await;
     }
 
-    fn transmit(&mut self) {
+    /// Hands over and sends what can be.
+    fn turn(&mut self) {
+        self.hand_over();
         while let Some(patch) = self.reporter.poll_transmit(now()) {
             debug!(rid = patch.rid, "reported patch: {}", patch.body);
             self.session.patch(self.connection, &patch.rid, &patch.body);
         }
+    }
+
+    /// Takes in the next thing that happens. False when nothing more can.
+    async fn wait(&mut self) -> bool {
+        let wake = self.reporter.poll_timeout();
+        tokio::select! {
+            // The status itself is looked at in the next turn.
+            changed = self.published.changed() => return changed.is_ok(),
+            event = self.events.recv() => match event {
+                Some(event) => self.hear(event).await,
+                None => return false,
+            },
+            () = sleep_until(wake) => self.reporter.handle_timeout(now()),
+        }
+        true
     }
 
     async fn tell_delivered(&mut self) {
@@ -125,25 +147,44 @@ impl Link {
         }
     }
 
-    /// Gives the reporter what is new: first final reports, in order, then the present status.
+    /// Gives the reporter what is new: final reports of earlier updates in order, then the stages of the
+    /// present one, each after the one before has arrived, then the present status. Without a connection
+    /// only the newest counts.
     fn hand_over(&mut self) {
-        let Published { status, outbox } = self.published.borrow_and_update().clone();
-        for report in &outbox {
-            if self.handed_over.contains(&report.id) {
-                continue;
+        let Published {
+            status,
+            outbox,
+            trail,
+        } = self.published.borrow_and_update().clone();
+        let present = status
+            .update
+            .as_ref()
+            .map_or("", |update| &update.id)
+            .to_owned();
+        for report in outbox.iter().filter(|report| report.id != present) {
+            self.hand_over_final(&status, report);
+        }
+        if self.shown.0 != present {
+            self.shown = (present, 0);
+        }
+        while self.shown.1 < trail.len() {
+            let last = self.shown.1 + 1 == trail.len();
+            if self.hub.connected && !last {
+                if !self.reporter.is_settled() {
+                    return;
+                }
+                let then = Status {
+                    update: Some(trail[self.shown.1].clone()),
+                    ..status.clone()
+                };
+                self.want(&then, Change::Stage, None);
+            } else if last && self.hub.connected && trail.len() > 1 && !self.reporter.is_settled() {
+                return;
             }
-            self.handed_over.push(report.id.clone());
-            let then = Status {
-                update: Some(report.clone()),
-                ..status.clone()
-            };
-            let terminal = Some(report.id.clone());
-            let wanted = Wanted {
-                document: twin::reported(&then),
-                change: Change::Stage,
-                terminal,
-            };
-            self.reporter.set_wanted(wanted);
+            self.shown.1 += 1;
+        }
+        if let Some(report) = outbox.iter().find(|report| report.id == self.shown.0) {
+            self.hand_over_final(&status, report);
         }
         // The connection's own state is not reported: the hub knows it.
         let status = Status {
@@ -166,12 +207,29 @@ impl Link {
         } else {
             Change::Progress
         };
-        self.reporter.set_wanted(Wanted {
-            document: twin::reported(&status),
-            change,
-            terminal: None,
-        });
+        self.want(&status, change, None);
         self.last = Some(status);
+    }
+
+    /// Hands over the last word of an update, once.
+    fn hand_over_final(&mut self, status: &Status, report: &UpdateReport) {
+        if self.handed_over.contains(&report.id) {
+            return;
+        }
+        self.handed_over.push(report.id.clone());
+        let then = Status {
+            update: Some(report.clone()),
+            ..status.clone()
+        };
+        self.want(&then, Change::Stage, Some(report.id.clone()));
+    }
+
+    fn want(&mut self, status: &Status, change: Change, terminal: Option<String>) {
+        self.reporter.set_wanted(Wanted {
+            document: twin::reported(status),
+            change,
+            terminal,
+        });
     }
 
     async fn hear(&mut self, event: HubEvent) {

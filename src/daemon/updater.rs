@@ -92,6 +92,9 @@ pub struct Published {
     pub status: Status,
     /// Final reports the hub has not acknowledged, oldest first.
     pub outbox: Vec<UpdateReport>,
+    /// The stages that the present (or last) update has reached under this daemon, oldest first. At most
+    /// one entry a stage, so that whoever reads late can still show each.
+    pub trail: Vec<UpdateReport>,
 }
 
 /// The task's own data.
@@ -102,6 +105,7 @@ pub struct Updater {
     saved: Saved,
     meter: Arc<Meter>,
     detail: Option<String>,
+    trail: Vec<UpdateReport>,
     hub: HubStatus,
     desired: DesiredTracker,
     actions: Actions,
@@ -136,9 +140,10 @@ impl Updater {
         let initial = Published {
             status: status(&config, &board, &saved, &hub, None, None, &meter),
             outbox: saved.outbox.clone(),
+            trail: Vec::new(),
         };
         let (published, receiver) = watch::channel(initial);
-        let (detail, unsaved) = (None, None);
+        let (detail, trail, unsaved) = (None, Vec::new(), None);
         let desired = DesiredTracker::new(saved.desired.clone());
         let updater = Self {
             config,
@@ -147,6 +152,7 @@ impl Updater {
             saved,
             meter,
             detail,
+            trail,
             hub,
             desired,
             actions,
@@ -628,10 +634,19 @@ impl Updater {
         )
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        let status = self.status();
+        if let Some(report) = &status.update {
+            self.trail.retain(|passed| passed.id == report.id);
+            match self.trail.last_mut() {
+                Some(last) if last.stage.word() == report.stage.word() => *last = report.clone(),
+                _ => self.trail.push(report.clone()),
+            }
+        }
         let next = Published {
-            status: self.status(),
+            status,
             outbox: self.saved.outbox.clone(),
+            trail: self.trail.clone(),
         };
         self.published.send_if_modified(|published| {
             let changed = published.status != next.status || published.outbox != next.outbox;

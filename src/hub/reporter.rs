@@ -48,7 +48,7 @@ impl From<&ReportConfig> for Pace {
             stage_interval: config.stage_interval,
             progress_interval: config.progress_interval,
             answer_timeout: config.answer_timeout,
-            reconnect_jitter: Duration::from_secs(3),
+            reconnect_jitter: config.reconnect_jitter,
         }
     }
 }

@@ -341,6 +341,7 @@ os_release = "{dir}/os-release"
 stage_interval = "100ms"
 progress_interval = "500ms"
 answer_timeout = "5s"
+reconnect_jitter = "100ms"
 
 {settings}
 "#,

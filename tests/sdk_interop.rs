@@ -40,7 +40,7 @@ async fn run(script: &str, https_port: u16) {
                 std::env::var_os("SDK_INTEROP").is_none_or(|value| value != "required"),
                 "{reason}"
             );
-            println!("SKIPPED: {script}: {reason}");
+            eprintln!("SKIPPED: {script}: {reason}");
             return;
         }
     };
@@ -63,7 +63,7 @@ async fn run(script: &str, https_port: u16) {
         .unwrap_or_else(|_| panic!("{script} took longer than {LIMIT:?}; the wire:\n{wire}"))
         .unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
-    println!("{text}");
+    eprintln!("{text}");
     assert!(
         output.status.success(),
         "{script} failed; the wire:\n{wire}"
@@ -98,7 +98,7 @@ async fn start(https_port: u16, ready_file: &Path, wire_log: &Path) -> Emulator 
             Err(StartError::Listen { source, .. })
                 if source.kind() == std::io::ErrorKind::PermissionDenied =>
             {
-                println!("SKIPPED: WebSocket: port {https_port} of {address} needs root");
+                eprintln!("SKIPPED: WebSocket: port {https_port} of {address} needs root");
                 Emulator::start(options(0)).await
             }
             started => started,

@@ -22,6 +22,9 @@ use crate::{
 
 /// Pieces of a body between download and installer; a piece is at most some tens of KiB.
 const QUEUE: usize = 32;
+/// First and largest piece of a header, bytes. The index of a 1 GiB image has some 160 KiB.
+const FIRST_WINDOW: u64 = 64 << 10;
+const LARGEST_WINDOW: u64 = 4 << 20;
 
 /// An image at an address. Every reader of one source reads the same version of the file.
 pub struct Source {
@@ -96,6 +99,18 @@ impl Source {
         })
     }
 
+    /// Reads the file from its start in growing pieces, each by a request of its own: for headers, whose
+    /// end is not known before they are read. What a server sends beyond a header would be paid for and
+    /// thrown away.
+    pub fn read_in_windows(&self) -> Windows<'_> {
+        Windows {
+            source: self,
+            next: 0,
+            window: FIRST_WINDOW,
+            reader: None,
+        }
+    }
+
     /// Length of the file in bytes, once the server said it.
     pub fn total(&self) -> Option<u64> {
         self.seen
@@ -157,6 +172,14 @@ impl Source {
         })
     }
 
+    fn has_failed(&self) -> bool {
+        self.failure.lock().expect("no panic while held").is_some()
+    }
+
+    fn keep(&self, failure: Failure) {
+        *self.failure.lock().expect("no panic while held") = Some(failure);
+    }
+
     /// The failure that ended a download, if one did: it explains an error of whoever read from it.
     pub fn take_failure(&self) -> Option<Failure> {
         self.failure.lock().expect("no panic while held").take()
@@ -189,6 +212,39 @@ async fn pump(
                 *failure.lock().expect("no panic while held") = Some(error);
                 return;
             }
+        }
+    }
+}
+
+/// See [`Source::read_in_windows`].
+pub struct Windows<'a> {
+    source: &'a Source,
+    /// Where the next request begins.
+    next: u64,
+    window: u64,
+    reader: Option<SourceReader>,
+}
+
+impl Read for Windows<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(reader) = &mut self.reader {
+                let count = reader.read(buffer)?;
+                // A download that failed must not be asked again: its failure explains the end.
+                if count > 0 || buffer.is_empty() || self.source.has_failed() {
+                    return Ok(count);
+                }
+            }
+            if self.source.total().is_some_and(|total| self.next >= total) {
+                return Ok(0);
+            }
+            let end = self.next + self.window;
+            let reader = self.source.read(self.next, Some(end)).map_err(|failure| {
+                self.source.keep(failure);
+                io::Error::other("the download failed")
+            })?;
+            self.reader = Some(reader);
+            (self.next, self.window) = (end, (self.window * 2).min(LARGEST_WINDOW));
         }
     }
 }

@@ -834,10 +834,8 @@ mod tests {
                     after.clone(),
                     format!("{actions:?}"),
                 );
-                if after.confirmed == Slot::A || new_state != State::Idle {
-                    if seen.insert(key) {
-                        queue.push_back((new_state, after, actions, path));
-                    }
+                if (after.confirmed == Slot::A || new_state != State::Idle) && seen.insert(key) {
+                    queue.push_back((new_state, after, actions, path));
                 }
             }
         }

@@ -414,7 +414,7 @@ reconnect_jitter = "100ms"
     pub(crate) fn boot(&mut self) {
         self.kill();
         let _ = fs::remove_file(self.dir.join("reboot-requested"));
-        let slot = self.env().update(|env| boot_decision(env)).unwrap();
+        let slot = self.env().update(boot_decision).unwrap();
         self.boots += 1;
         let boot_id = format!("{:08}-{}", self.boots, std::process::id());
         fs::write(

@@ -23,7 +23,7 @@ pub fn install(
     request: &Request,
     source: &Source,
     header: &Header,
-    start: Hashed<Start>,
+    start: Hashed<Start<'_>>,
     slot: &InactiveSlot,
 ) -> Result<Content, Failure> {
     let payload = &header.manifest().payload;

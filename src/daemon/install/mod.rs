@@ -19,7 +19,7 @@ use self::error::InstallError;
 use super::{
     admission::Offer,
     meter::{Cancel, Meter},
-    source::{Source, SourceReader},
+    source::Source,
 };
 use crate::{
     config::TrustConfig,
@@ -52,7 +52,7 @@ pub struct Installer {
 }
 
 /// The file from its first byte, with what was read to tell its kind put back.
-type Start = Chain<Cursor<Vec<u8>>, SourceReader>;
+type Start<'a> = Chain<Cursor<Vec<u8>>, Box<dyn Read + Send + 'a>>;
 
 impl Installer {
     /// Fetches the header of `request`'s image and verifies it. Blocks.
@@ -61,7 +61,7 @@ impl Installer {
     /// Any reason not to trust or not to understand the image, or a download that failed.
     pub fn inspect(&self, request: &Request) -> Result<(Offer, ImageFacts), Failure> {
         let source = self.source(request);
-        let (kind, mut start) = self.open(&source)?;
+        let (kind, mut start) = self.open(&source, Box::new(source.read_in_windows()))?;
         let kind = match kind {
             ImageKind::Manifest => {
                 let verified = self.verified(&source, &mut start)?;
@@ -125,9 +125,13 @@ impl Installer {
                 uri: request.uri.to_string(),
             })
         };
-        let (kind, start) = self.open(&source)?;
-        match (kind, prepared.image.manifest) {
-            (ImageKind::Manifest, Some(expected)) => {
+        // A digest of the whole file can only be checked by reading the whole file, in one go.
+        let reader: Box<dyn Read + Send> = match request.sha256 {
+            Some(_) => Box::new(source.read(0, None)?),
+            None => Box::new(source.read_in_windows()),
+        };
+        match (self.open(&source, reader)?, prepared.image.manifest) {
+            ((ImageKind::Manifest, start), Some(expected)) => {
                 let mut start = Hashed::new(start);
                 let verified = self.verified(&source, &mut start)?;
                 let header = self.explain(&source, verified.read_index(&mut start))?;
@@ -136,7 +140,14 @@ impl Installer {
                 }
                 chunks::install(self, request, &source, &header, start, slot)
             }
-            (ImageKind::Plain(kind), None) => {
+            ((ImageKind::Plain(kind), start), None) => {
+                let start: Start<'_> = match request.sha256 {
+                    Some(_) => start,
+                    None => {
+                        let whole: Box<dyn Read + Send> = Box::new(source.read(0, None)?);
+                        Cursor::new(Vec::new()).chain(whole)
+                    }
+                };
                 plain::install(self, request, &source, kind, start, slot)
             }
             _ => Err(changed()),
@@ -178,9 +189,12 @@ impl Installer {
         Source::new(fetcher, uri, self.meter.clone(), self.cancel.clone())
     }
 
-    /// Opens the file from its start and tells its kind.
-    fn open(&self, source: &Source) -> Result<(ImageKind, Start), Failure> {
-        let mut reader = source.read(0, None)?;
+    /// Tells the kind of the file that `reader` begins.
+    fn open<'a>(
+        &self,
+        source: &Source,
+        mut reader: Box<dyn Read + Send + 'a>,
+    ) -> Result<(ImageKind, Start<'a>), Failure> {
         let mut head = Vec::with_capacity(DETECT_LEN);
         let read = (&mut reader).take(DETECT_LEN as u64).read_to_end(&mut head);
         read.map_err(|error| source.explain_io(&error))?;

@@ -24,7 +24,7 @@ pub fn install(
     request: &Request,
     source: &Source,
     kind: PlainKind,
-    start: Start,
+    start: Start<'_>,
     slot: &InactiveSlot,
 ) -> Result<Content, Failure> {
     let store = installer.trust_store()?;

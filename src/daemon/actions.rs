@@ -338,9 +338,16 @@ impl Run {
     }
 
     async fn reboot(&self) -> Result<Event, Failure> {
+        // What stops the daemon now is, if all goes well, the reboot: it must not wait for these pauses.
+        let pause = async |duration| {
+            tokio::select! {
+                () = tokio::time::sleep(duration) => Ok(()),
+                () = self.cancel.cancelled() => Err(super::meter::stopped()),
+            }
+        };
         let error = match self.context.board.rebooter.reboot().await {
             Ok(()) => {
-                tokio::time::sleep(REBOOT_LIMIT).await;
+                pause(REBOOT_LIMIT).await?;
                 let text = format!(
                     "the reboot was accepted but has not happened within {} minutes; see `systemctl list-jobs`",
                     REBOOT_LIMIT.as_secs() / 60
@@ -349,7 +356,7 @@ impl Run {
             }
             Err(error) => Failure::from(&error),
         };
-        tokio::time::sleep(REBOOT_PAUSE).await;
+        pause(REBOOT_PAUSE).await?;
         Err(error)
     }
 

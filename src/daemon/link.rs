@@ -120,8 +120,9 @@ impl Link {
     async fn wait(&mut self) -> bool {
         let wake = self.reporter.poll_timeout();
         tokio::select! {
-            // The status itself is looked at in the next turn.
-            changed = self.published.changed() => return changed.is_ok(),
+            // The status itself is looked at in the next turn. An updater that has stopped says no more, but
+            // what it said last must still be told.
+            _ = self.published.changed(), if self.published.has_changed().is_ok() => {}
             event = self.events.recv() => match event {
                 Some(event) => self.hear(event).await,
                 None => return false,
@@ -239,13 +240,6 @@ impl Link {
                 reported,
                 desired,
             } => {
-                if !self.hub.connected {
-                    info!(
-                        "connected to {} as {}",
-                        self.name(|h| &h.host),
-                        self.name(|h| &h.device_id)
-                    );
-                }
                 self.connection = connection;
                 self.reporter.handle_connected(&reported, now());
                 self.connection_changed(true, None).await;
@@ -275,10 +269,6 @@ impl Link {
     /// The updater is gone only when the process ends.
     async fn send(&self, command: Command) {
         let _ = self.commands.send(command).await;
-    }
-
-    fn name<'a>(&'a self, which: impl Fn(&'a HubStatus) -> &'a Option<String>) -> &'a str {
-        which(&self.hub).as_deref().unwrap_or("?")
     }
 
     async fn connection_changed(&mut self, connected: bool, error: Option<Failure>) {

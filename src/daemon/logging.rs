@@ -1,7 +1,7 @@
 //! The journal when systemd started us, plain lines on a terminal.
 //!
 //! `FWUPDATED_LOG` takes a filter like `debug` or `fwupdated::hub=debug`; the default is `info`.
-//! Fields of our events start with `fwup_`, so that none can shadow one of the journal's own.
+//! Fields of our events start with `fwupdated_`, so that none can shadow one of the journal's own.
 
 use std::io::IsTerminal;
 

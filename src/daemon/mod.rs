@@ -73,7 +73,7 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             let failure = Failure::from(&error);
-            error!(code = failure.code, "{failure}");
+            error!(fwupdated_error_code = failure.code, "{failure}");
             service_manager::status(&failure.to_string());
             return ExitCode::from(CONFIG_ERROR);
         }
@@ -102,7 +102,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            error!(code = failure.code, "{failure}");
+            error!(fwupdated_error_code = failure.code, "{failure}");
             service_manager::status(&failure.to_string());
             ExitCode::from(CONFIG_ERROR)
         }
@@ -124,7 +124,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     let (saved, lost) = store.load()?;
     if let Some(failure) = lost {
         error!(
-            code = failure.code,
+            fwupdated_error_code = failure.code,
             "{failure}; it was moved aside and the daemon starts afresh"
         );
     }
@@ -165,7 +165,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
         let (commands, published) = (commands.clone(), published.clone());
         tokio::spawn(async move {
             if let Err(failure) = control::serve(&socket, commands, published).await {
-                error!(code = failure.code, "{failure}");
+                error!(fwupdated_error_code = failure.code, "{failure}");
             }
         })
     };
@@ -246,7 +246,7 @@ fn hub_status(identity: &Result<Credentials, Failure>) -> HubStatus {
             error: None,
         },
         Err(failure) => {
-            warn!(code = failure.code, "{failure}");
+            warn!(fwupdated_error_code = failure.code, "{failure}");
             HubStatus {
                 since,
                 error: Some(failure.clone()),
@@ -269,7 +269,7 @@ async fn link_to_hub(
         Err(error) => {
             let failure = Failure::from(&error);
             error!(
-                code = failure.code,
+                fwupdated_error_code = failure.code,
                 "no hub connection is possible: {failure}"
             );
             let hub = HubStatus {

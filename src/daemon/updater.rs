@@ -191,7 +191,10 @@ impl Updater {
         let board = match &self.board {
             Ok(board) => board.clone(),
             Err(failure) => {
-                error!(code = failure.code, "updates are not possible: {failure}");
+                error!(
+                    fwupdated_error_code = failure.code,
+                    "updates are not possible: {failure}"
+                );
                 return;
             }
         };
@@ -199,7 +202,10 @@ impl Updater {
         let boot_state = match blocking(move || asked.boot_state()).await {
             Ok(state) => state,
             Err(failure) => {
-                error!(code = failure.code, "updates are not possible: {failure}");
+                error!(
+                    fwupdated_error_code = failure.code,
+                    "updates are not possible: {failure}"
+                );
                 self.board = Err(failure);
                 self.publish();
                 return;
@@ -232,7 +238,7 @@ impl Updater {
                 blocking(move || asked.with_bootloader(|b| b.mark_bad(slot))).await
             {
                 warn!(
-                    code = failure.code,
+                    fwupdated_error_code = failure.code,
                     "the stale trial of slot {slot} cannot be ended: {failure}"
                 );
             }
@@ -339,7 +345,7 @@ impl Updater {
             Ok(Ok(target)) => target,
             Ok(Err(refusal)) => {
                 warn!(
-                    code = refusal.failure.code,
+                    fwupdated_error_code = refusal.failure.code,
                     "request refused: {}", refusal.failure
                 );
                 return (refusal.answer(), Some(refusal.failure));
@@ -361,7 +367,7 @@ impl Updater {
         };
         let (uri, origin) = (&job.request.uri, job.request.origin);
         info!(
-            fwup_update_id = id,
+            fwupdated_update_id = id,
             "update {id}: {uri} -> slot {target}, asked for by {origin:?}"
         );
         match self.apply(Event::Requested(job)).await {
@@ -390,7 +396,7 @@ impl Updater {
             desired::Action::Refuse(error) => {
                 let failure = Failure::from(&error);
                 warn!(
-                    code = failure.code,
+                    fwupdated_error_code = failure.code,
                     "the twin's desired firmware is refused: {failure}"
                 );
                 let uri = "https://unreadable.invalid/"
@@ -446,7 +452,7 @@ impl Updater {
         match report {
             Report::Event(event) => {
                 if let Event::Failed(failure) | Event::Unhealthy(failure) = &event {
-                    warn!(code = failure.code, "{failure}");
+                    warn!(fwupdated_error_code = failure.code, "{failure}");
                 }
                 if let Err(refused) = self.apply(event).await {
                     error!("an event came out of order ({refused:?}); ignored");
@@ -498,8 +504,8 @@ impl Updater {
                 && let Some(job) = self.saved.machine.job()
             {
                 info!(
-                    fwup_update_id = job.id,
-                    fwup_stage = stage.word(),
+                    fwupdated_update_id = job.id,
+                    fwupdated_stage = stage.word(),
                     "update {}: {}",
                     job.id,
                     describe(&self.saved.machine)
@@ -566,17 +572,17 @@ impl Updater {
         self.meter.begin(0);
         match &report.error {
             None => info!(
-                fwup_update_id = report.id,
-                fwup_stage = report.stage.word(),
+                fwupdated_update_id = report.id,
+                fwupdated_stage = report.stage.word(),
                 "update {}: complete, slot {} is confirmed",
                 report.id,
                 report.target
             ),
             Some(failure) => {
                 error!(
-                    fwup_update_id = report.id,
-                    fwup_stage = report.stage.word(),
-                    fwup_error_code = failure.code,
+                    fwupdated_update_id = report.id,
+                    fwupdated_stage = report.stage.word(),
+                    fwupdated_error_code = failure.code,
                     "update {}: {}: {failure}",
                     report.id,
                     report.stage.word()
@@ -588,7 +594,7 @@ impl Updater {
         tokio::task::spawn_blocking(move || {
             if let Err(failure) = store.append_history(&report) {
                 warn!(
-                    code = failure.code,
+                    fwupdated_error_code = failure.code,
                     "the history cannot be written: {failure}"
                 );
             }
@@ -608,7 +614,7 @@ impl Updater {
             }
             Err(failure) => {
                 if self.unsaved.as_ref() != Some(&failure) {
-                    error!(code = failure.code, "{failure}");
+                    error!(fwupdated_error_code = failure.code, "{failure}");
                 }
                 self.unsaved = Some(failure);
                 false

@@ -219,7 +219,7 @@ impl Fetcher {
         };
         let reason = Failure::from(&error);
         let attempts = patience.attempts();
-        warn!(%uri, code = reason.code, attempts, ?pause, "download waits: {}", reason.message);
+        warn!(%uri, fwupdated_error_code = reason.code, attempts, ?pause, "download waits: {}", reason.message);
         self.0.retrying.send_replace(Some(Retrying {
             reason,
             attempts,

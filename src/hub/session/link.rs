@@ -410,7 +410,7 @@ impl<'a> Link<'a> {
         let connection = self.task.connection;
         if self.task.said.take().is_some() || connection == 1 {
             info!(
-                "connected to {} as `{}`",
+                "connected to {} as {}",
                 self.task.options.credentials.hub(),
                 self.task.options.credentials.device_id()
             );

@@ -5,7 +5,7 @@ import time
 import unittest
 
 from azure.iot.hub.models import CloudToDeviceMethod, QuerySpecification, Twin, TwinProperties
-from azure.iot.hub.protocol.models import HttpOperationError
+from msrest.exceptions import HttpOperationError
 
 import hub
 

@@ -1,0 +1,215 @@
+//! Kills the daemon, and cuts the power, at random moments of updates: whatever is lost, no slot is ever armed
+//! or confirmed that does not hold a whole image, what runs is not touched, and every update ends in
+//! `applyComplete` or in a failure that is true.
+//!
+//! `KILL_SEED` repeats a run (as far as the timing of processes can be repeated); `KILLS` asks for more.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    time::{Duration, Instant},
+};
+
+use fwupdated::update::slot::Slot;
+use serde_json::{Value, json};
+use support::rig::{Device, Image, Rig, noise};
+
+const SLOT: u64 = 8 << 20;
+/// Kills of one update; then it may end in peace.
+const KILLS_EACH: u64 = 12;
+/// The machine's states, in the order of a good run. Most last for a few milliseconds only.
+const STATES: [&str; 9] = [
+    "waiting",
+    "checking",
+    "disabling",
+    "writing",
+    "verifying",
+    "arming",
+    "rebooting",
+    "trial",
+    "confirming",
+];
+
+/// A small generator of numbers (splitmix64): a test needs no better one.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// What must be true whenever the power is off.
+fn assert_safe(device: &Device, old: &[u8], new: &Image, before: Slot, seed: u64) {
+    let confirmed = device.variable("fwupdated_slot").unwrap_or_default();
+    let trial = device.variable("fwupdated_trial");
+    let target = before.other();
+    let holds_new = || device.holds(target, &new.raw);
+    let story = || format!("seed {seed}\n{}", device.log());
+    assert!(
+        fs::read(device.slot_file(before)).unwrap() == old,
+        "the running slot was changed; {}",
+        story()
+    );
+    if confirmed == target.name() || trial.is_some() {
+        assert!(
+            holds_new(),
+            "slot {target} is armed without holding the image; {}",
+            story()
+        );
+    }
+    if confirmed != target.name() {
+        assert_eq!(confirmed, before.name(), "{}", story());
+    }
+}
+
+/// The machine's state that is on disk.
+fn state(device: &Device) -> String {
+    let text = fs::read_to_string(device.dir.join("state/state.json")).unwrap_or_default();
+    let saved: Value = serde_json::from_str(&text).unwrap_or_default();
+    saved["machine"]["state"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no machine in {text}"))
+        .to_owned()
+}
+
+/// Lives on, reboots included, until the machine is in `wanted` or the update has ended; not for ever, since a
+/// state may have passed unseen.
+async fn until_state(device: &mut Device, wanted: &str) {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        let now = state(device);
+        if now == wanted || now == "idle" {
+            break;
+        }
+        if device.dir.join("reboot-requested").exists() {
+            device.boot();
+        }
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+}
+
+/// Installs `image` with kills at random moments; returns the twin's last word and the kills.
+async fn installed_with_kills(
+    rig: &Rig,
+    device: &mut Device,
+    image: &Image,
+    random: &mut Random,
+    moments: &mut BTreeMap<String, u32>,
+    seed: u64,
+) -> (Value, u32) {
+    let before = device.running();
+    let old = fs::read(device.slot_file(before)).unwrap();
+    let (status, body) = rig.invoke(json!({"fwPackageUri": rig.serve(image)})).await;
+    assert_eq!(status, 200, "{body}");
+    let id = body["updateId"].as_str().unwrap().to_owned();
+    let most = 1 + random.below(KILLS_EACH);
+    let mut kills = 0;
+    while u64::from(kills) < most {
+        if random.below(3) == 0 {
+            tokio::time::sleep(Duration::from_millis(random.below(500))).await;
+        } else {
+            let wanted = STATES[random.below(STATES.len() as u64) as usize];
+            until_state(device, wanted).await;
+            tokio::time::sleep(Duration::from_micros(random.below(3000))).await;
+        }
+        device.kill();
+        let hit = state(device);
+        let ended = hit == "idle";
+        // A kill after the end can still lose the last word, but it does not count.
+        kills += u32::from(!ended);
+        *moments.entry(hit).or_default() += 1;
+        assert_safe(device, &old, image, before, seed);
+        let reboot = device.dir.join("reboot-requested").exists();
+        if reboot || random.below(4) == 0 {
+            device.boot();
+        } else {
+            device.start();
+        }
+        if ended {
+            break;
+        }
+    }
+    let section = device.until_final(rig, &id).await;
+    assert_safe(device, &old, image, before, seed);
+    (section, kills)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_kills_end_in_a_confirmed_slot_or_a_true_failure() {
+    let wanted = u32::try_from(number("KILLS").unwrap_or(100)).unwrap();
+    let seed = number("KILL_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        now.as_nanos() as u64
+    });
+    let mut random = Random(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path()).await;
+    let mut device = Device::new(&rig, &dir.path().join("device"), SLOT, "1.0.0", "");
+    // A trial that takes its time can be hit.
+    let check = device.dir.join("health.d/10-slow");
+    fs::write(&check, "#!/bin/sh\nsleep 0.2\n").unwrap();
+    fs::set_permissions(&check, fs::Permissions::from_mode(0o755)).unwrap();
+    device.boot();
+    device.until_connected(&rig).await;
+    let (mut kills, mut complete, mut failed) = (0, 0, 0);
+    let mut number = 0;
+    let mut moments = BTreeMap::new();
+    while kills < wanted {
+        number += 1;
+        let image = rig.build(&format!("1.{number}.0"), noise(4 << 20, seed ^ number), &[]);
+        device.until_connected(&rig).await;
+        let slow = random.below(2) == 0;
+        rig.server.throttle(slow.then_some(8 << 20));
+        let before = device.running();
+        let (section, more) =
+            installed_with_kills(&rig, &mut device, &image, &mut random, &mut moments, seed).await;
+        kills += more;
+        let word = section["status"].as_str().unwrap_or_default();
+        let confirmed = device.variable("fwupdated_slot").unwrap_or_default();
+        assert_eq!(
+            device.variable("fwupdated_trial"),
+            None,
+            "seed {seed}: {section:#}"
+        );
+        if word == "applyComplete" {
+            complete += 1;
+            assert_eq!(confirmed, before.other().name(), "seed {seed}: {section:#}");
+            assert_eq!(device.running(), before.other(), "seed {seed}: {section:#}");
+        } else {
+            failed += 1;
+            // The only truth there is here: too many power cuts used the trial up.
+            let code = section["error"]["code"].as_str().unwrap_or_default();
+            assert!(
+                ["trial-boot-failed", "trial-not-confirmed"].contains(&code),
+                "seed {seed}: {section:#}\n{}",
+                device.log()
+            );
+            assert_eq!(confirmed, before.name(), "seed {seed}: {section:#}");
+            assert_eq!(device.running(), before, "seed {seed}: {section:#}");
+        }
+    }
+    eprintln!(
+        "{kills} kills in {number} updates: {complete} complete, {failed} rolled back; killed in {moments:?}; seed {seed}"
+    );
+    // Kills that all hit the same moment would prove little.
+    assert!(moments.len() >= 6, "seed {seed}: {moments:?}");
+    assert!(complete > 0, "seed {seed}");
+}

@@ -10,6 +10,12 @@ help: ## List the commands
 setup: ## Install what demo and tests need (Debian packages and cargo-deny); says what it installs
 	@tests/setup.sh
 
+.PHONY: demo
+demo: ## Run the main job on this machine: one update that succeeds, one that is rolled back (3 minutes with compiling)
+	@tests/setup.sh --demo
+	@cargo build --locked --bins --example demo
+	@cargo run --quiet --locked --example demo
+
 .PHONY: test
 test: setup ## Run every check: format, lints, dependencies, all tests
 	@tests/run.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what demo and tests need on a bare Debian 12 or 13 with Rust: Debian packages, and with
-# `--tests` (the default) also cargo-deny from crates.io. Says what it installs; does nothing when all is there.
+# Installs what demo (`--demo`) or tests (`--tests`, the default) need on a bare Debian 12 or 13 with Rust: Debian
+# packages, and for the tests also cargo-deny from crates.io. Says what it installs; does nothing when all is there.
 set -euo pipefail
 
 what=${1:---tests}
@@ -12,15 +12,16 @@ export PATH="$PATH:/usr/sbin:/sbin"
 need cc gcc
 need make make
 need pkg-config pkg-config
-need openssl openssl
+need mkfs.ext4 e2fsprogs
+need debugfs e2fsprogs
 if [ "$what" = --tests ]; then
     need fw_printenv libubootenv-tool
     need mkenvimage u-boot-tools
     need minisign minisign
     need zstd zstd
     need xz xz-utils
+    need openssl openssl
     need losetup mount
-    need mkfs.ext4 e2fsprogs
     need dbus-daemon dbus
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
@@ -28,6 +29,11 @@ if [ "$what" = --tests ]; then
     need curl curl
     need shellcheck shellcheck
 fi
+
+command -v cargo >/dev/null || {
+    echo "setup: cargo is missing; install Rust 1.95 or newer from https://rustup.rs" >&2
+    exit 1
+}
 
 if [ ${#packages[@]} -gt 0 ]; then
     sudo=()

@@ -34,6 +34,7 @@ pub async fn watch_health(
     say: impl Fn(String),
 ) -> Result<(), Failure> {
     let deadline = (boot_start + config.deadline).max(boottime() + LEAST_TIME);
+    let mut told = String::new();
     loop {
         let Err(reason) = one_round(config, written, running, &hub_connected).await else {
             return Ok(());
@@ -49,10 +50,14 @@ pub async fn watch_health(
                 ),
             ));
         }
-        say(format!(
-            "health check: {reason}; {} s left",
-            (deadline - now).as_secs()
-        ));
+        // Once for each reason: a round every few seconds would flood the journal.
+        if told != reason {
+            say(format!(
+                "{reason}; the checks go on for up to {} s",
+                (deadline - now).as_secs()
+            ));
+            told = reason;
+        }
         tokio::time::sleep(config.interval).await;
     }
 }

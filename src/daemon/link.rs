@@ -31,8 +31,10 @@ use crate::{
 /// A method is answered within a second, whatever happens: this leaves time for the way back.
 const ANSWER_LIMIT: Duration = Duration::from_millis(950);
 
-/// How long the last words may take at a stop. systemd waits longer; a reboot should not.
-const FAREWELL: Duration = Duration::from_secs(3);
+/// How long the last words may take at a stop, at the usual pace and then without. systemd waits longer; a
+/// reboot should not.
+const FAREWELL: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The hub task's own data.
 pub struct Link {
@@ -94,17 +96,23 @@ impl Link {
             }
             self.tell_delivered().await;
         }
-        let settled = async {
-            loop {
-                self.turn();
-                if !self.hub.connected || self.reporter.is_settled() || !self.wait().await {
-                    break;
-                }
-            }
-        };
-        // What does not get through now is reported after the next start.
-        let _ = tokio::time::timeout(FAREWELL, settled).await;
+        // First at the usual pace, so that a back end that polls sees each stage; then as fast as the hub takes
+        // it. What does not get through now is reported after the next start.
+        if tokio::time::timeout(FAREWELL, self.settle()).await.is_err() {
+            self.reporter.hurry();
+            let _ = tokio::time::timeout(LAST_WORDS, self.settle()).await;
+        }
         self.session.shutdown().await;
+    }
+
+    /// Returns when the hub knows everything, or cannot be told.
+    async fn settle(&mut self) {
+        loop {
+            self.turn();
+            if !self.hub.connected || self.reporter.is_settled() || !self.wait().await {
+                break;
+            }
+        }
     }
 
     /// Hands over and sends what can be.
@@ -171,7 +179,7 @@ impl Link {
         while self.shown.1 < trail.len() {
             let last = self.shown.1 + 1 == trail.len();
             if self.hub.connected && !last {
-                if !self.reporter.is_settled() {
+                if !self.reporter.stages_are_settled() {
                     return;
                 }
                 let then = Status {
@@ -179,7 +187,11 @@ impl Link {
                     ..status.clone()
                 };
                 self.want(&then, Change::Stage, None);
-            } else if last && self.hub.connected && trail.len() > 1 && !self.reporter.is_settled() {
+            } else if last
+                && self.hub.connected
+                && trail.len() > 1
+                && !self.reporter.stages_are_settled()
+            {
                 return;
             }
             self.shown.1 += 1;

@@ -187,7 +187,6 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
         () = signals.wait() => false,
         () = wait_for(&updater) => true,
     };
-    info!("stopping");
     service_manager::stopping();
     stop_sender.send_replace(true);
     if let Some(link) = link {

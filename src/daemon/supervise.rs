@@ -50,8 +50,8 @@ impl Signals {
     /// Returns at the first SIGTERM or SIGINT.
     pub async fn wait(&mut self) {
         tokio::select! {
-            _ = self.terminate.recv() => info!("SIGTERM"),
-            _ = self.interrupt.recv() => info!("SIGINT"),
+            _ = self.terminate.recv() => info!("SIGTERM: stopping"),
+            _ = self.interrupt.recv() => info!("SIGINT: stopping"),
         }
     }
 }

@@ -183,7 +183,10 @@ impl Updater {
             }
         }
         self.actions.stop().await;
-        info!("stopped; an update under way goes on at the next start");
+        match self.saved.machine.job() {
+            Some(job) => info!("stopped; update {} goes on at the next start", job.id),
+            None => info!("stopped"),
+        }
     }
 
     /// The boot decision.
@@ -220,8 +223,6 @@ impl Updater {
             now,
         );
         info!(
-            slot = board.booted.slot.name(),
-            confirmed = boot_state.confirmed.name(),
             "slot {} runs{}",
             board.booted.slot,
             boot_state.trial.as_ref().map_or(String::new(), |t| format!(
@@ -368,7 +369,7 @@ impl Updater {
         let (uri, origin) = (&job.request.uri, job.request.origin);
         info!(
             fwupdated_update_id = id,
-            "update {id}: {uri} -> slot {target}, asked for by {origin:?}"
+            "update {id}: {uri} -> slot {target}, asked for by {origin}"
         );
         match self.apply(Event::Requested(job)).await {
             Ok(()) if self.saved.machine.job().is_some() => (Answer::started(&id), None),

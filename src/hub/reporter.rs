@@ -357,6 +357,22 @@ impl Reporter {
         self.in_flight.is_none() && self.queue.len() <= 1 && self.queue.front().is_none_or(said)
     }
 
+    /// True when the hub has every change of stage so far (or refuses it); counts may still be on their way.
+    #[must_use]
+    pub fn stages_are_settled(&self) -> bool {
+        let counts_only = self.queue.len() <= 1
+            && self.queue.front().is_some_and(|head| !head.urgent)
+            && self.in_flight.as_ref().is_none_or(|sent| !sent.urgent);
+        self.is_settled() || (self.connected && counts_only)
+    }
+
+    /// From now on no patch waits for the pace, only for the hub's answers and its throttling: there is
+    /// little time left.
+    pub fn hurry(&mut self) {
+        self.pace.stage_interval = Duration::ZERO;
+        self.pace.progress_interval = Duration::ZERO;
+    }
+
     fn is_head(&self, entry: u64) -> bool {
         self.queue.front().is_some_and(|head| head.id == entry)
     }

@@ -16,6 +16,17 @@ pub enum Origin {
     Local,
 }
 
+impl std::fmt::Display for Origin {
+    /// How people name it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Method => "the hub's method",
+            Self::Desired => "the twin's desired properties",
+            Self::Local => "fwupdatectl on the device",
+        })
+    }
+}
+
 /// A request to install the image at an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {

@@ -110,6 +110,7 @@ impl Rig {
         fs::create_dir_all(dir).unwrap();
         let options = Options {
             state: Some(dir.join("hub")),
+            wire_log: Some(dir.join("wire.log")),
             ..Options::default().device(DEVICE)
         };
         let emulator = Emulator::start(options).await.expect("the emulator starts");
@@ -240,6 +241,8 @@ pub(crate) struct Device {
     pub(crate) daemon: Option<Child>,
     /// Boots so far.
     pub(crate) boots: u32,
+    /// What the daemon logs.
+    pub(crate) log_filter: String,
     /// Told of each boot; the demo prints it.
     pub(crate) on_boot: Option<Box<dyn FnMut(u32, Slot)>>,
 }
@@ -288,6 +291,7 @@ impl Device {
             dir: dir.to_owned(),
             daemon: None,
             boots: 0,
+            log_filter: "info,fwupdated=debug".to_owned(),
             on_boot: None,
         };
         fs::write(&env, vec![0xff; 0x8000]).unwrap();
@@ -329,6 +333,7 @@ compatible = ["{COMPATIBLE}"]
 
 [policy]
 hook_dir = "{dir}/policy.d"
+hook_interval = "1s"
 
 [state]
 directory = "{dir}/state"
@@ -337,18 +342,13 @@ directory = "{dir}/state"
 socket = "{dir}/control"
 os_release = "{dir}/os-release"
 
-[report]
-stage_interval = "100ms"
-progress_interval = "500ms"
-answer_timeout = "5s"
-reconnect_jitter = "100ms"
-
 {settings}
 "#,
             ca = rig.emulator.ready().ca_file.display(),
             port = rig.emulator.ready().mqtt_port,
         );
-        // The two tables below are what tests change; give those that say nothing about them the defaults.
+        // The tables below are what tests change; those that say nothing about one get this.
+        let report = "[report]\nstage_interval = \"100ms\"\nprogress_interval = \"500ms\"\nanswer_timeout = \"5s\"\nreconnect_jitter = \"100ms\"\n";
         let fetch = format!(
             "[fetch]\nca_file = \"{}\"\nread_timeout = \"2s\"\nretry_max = \"500ms\"\ngive_up_after = \"10s\"\n",
             rig.server.ca_file().display()
@@ -357,6 +357,9 @@ reconnect_jitter = "100ms"
             "[health]\nhook_dir = \"{dir}/health.d\"\ndeadline = \"8s\"\ninterval = \"500ms\"\nunits = []\n"
         );
         let mut text = text;
+        if !settings.contains("[report]") {
+            text.push_str(report);
+        }
         if !settings.contains("[fetch]") {
             text.push_str(&fetch);
         }
@@ -438,7 +441,7 @@ reconnect_jitter = "100ms"
         let daemon = Command::new(program("fwupdated"))
             .arg("--config")
             .arg(self.config())
-            .env("FWUPDATED_LOG", "info,fwupdated=debug")
+            .env("FWUPDATED_LOG", &self.log_filter)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

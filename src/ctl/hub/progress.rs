@@ -92,7 +92,7 @@ impl Snapshot {
         View {
             word: self.word().to_owned(),
             percent: number("percent")
-                .filter(|_| current)
+                .filter(|_| current && number("bytesTotal") != Some(0))
                 .and_then(|n| u8::try_from(n.min(100)).ok()),
             amount: amount(
                 number("bytesDone").unwrap_or(0),

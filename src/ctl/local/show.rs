@@ -11,7 +11,6 @@ use crate::{
     },
     update::{
         failure::{Class, Failure},
-        request::Origin,
         status::{HubStatus, SlotState, Stage, Status, UpdateReport},
     },
 };
@@ -144,11 +143,6 @@ fn update(update: &UpdateReport) -> Vec<String> {
     } = update;
     let mut lines = Vec::new();
     let mut say = |name: &str, text: String| lines.push(format!("{name:<10}{}", clean(&text)));
-    let asked = match origin {
-        Origin::Method => "by the hub's method",
-        Origin::Desired => "by the twin's desired properties",
-        Origin::Local => "on the device",
-    };
     let unknown = "?";
     say(
         "Update",
@@ -158,7 +152,7 @@ fn update(update: &UpdateReport) -> Vec<String> {
             version.as_deref().unwrap_or(unknown),
         ),
     );
-    say("Id", format!("{id}, asked for {asked}"));
+    say("Id", format!("{id}, asked for by {origin}"));
     say("Image", uri.clone());
     let view = view(update);
     let mut stage = view.word.clone();
@@ -290,7 +284,7 @@ mod tests {
             },
             update: Some(UpdateReport {
                 id: "job-1".to_owned(),
-                origin: Origin::Method,
+                origin: crate::update::request::Origin::Method,
                 uri: "https://store.example/x.img".to_owned(),
                 target: Slot::B,
                 version: Some("1.4.0".to_owned()),

@@ -81,6 +81,39 @@ fn a_stage_goes_at_once_and_progress_waits_for_its_interval() {
 }
 
 #[test]
+fn pending_counts_do_not_hold_the_next_stage_back() {
+    let (mut reporter, start) = waiting();
+    assert!(reporter.stages_are_settled());
+    reporter.set_wanted(wanted("x", "waiting", 5));
+    assert!(reporter.stages_are_settled() && !reporter.is_settled());
+    reporter.set_wanted(wanted("x", "downloading", 0));
+    assert!(!reporter.stages_are_settled());
+    let patch = reporter.poll_transmit(start + SECOND).unwrap();
+    assert!(!reporter.stages_are_settled(), "not acknowledged");
+    reporter.handle_answer(&patch.rid, 204, None, start + SECOND);
+    assert!(reporter.stages_are_settled());
+    reporter.handle_disconnected();
+    assert!(!reporter.stages_are_settled());
+}
+
+#[test]
+fn in_a_hurry_only_the_hub_sets_the_pace() {
+    let (mut reporter, start) = waiting();
+    reporter.hurry();
+    for word in ["downloading", "downloadComplete"] {
+        reporter.set_wanted(wanted("x", word, 0));
+        let patch = reporter.poll_transmit(start).unwrap();
+        assert_eq!(status(Some(&patch)), Some(word));
+        assert_eq!(reporter.poll_transmit(start), None, "one in flight");
+        reporter.handle_answer(&patch.rid, 204, None, start);
+    }
+    reporter.set_wanted(wanted("x", "applying", 0));
+    let patch = reporter.poll_transmit(start).unwrap();
+    reporter.handle_answer(&patch.rid, 429, Some(SECOND * 5), start);
+    assert_eq!(reporter.poll_transmit(start + SECOND * 4), None);
+}
+
+#[test]
 fn one_patch_is_in_flight_and_the_newest_document_follows_it() {
     let (mut reporter, start) = waiting();
     reporter.set_wanted(wanted("x", "downloading", 0));

@@ -155,6 +155,16 @@ pub fn resume(
             )
         }
 
+        // Found healthy, and the bootloader holds the confirmation: only the end was not recorded.
+        State::Confirming(_) if in_target && boot.confirmed == booted.slot => {
+            let (state, actions) = step(state, Event::MarkedGood, now)
+                .expect("a slot that is being confirmed accepts it");
+            go(
+                state,
+                actions,
+                format!("update {id}: slot {} was confirmed", booted.slot),
+            )
+        }
         // Found healthy in an earlier run of this boot or of one before; the health gate decides again
         // after a reboot, since what was healthy then may not be now.
         State::Confirming(written) if in_target => trial_or_unexplained(written, booted, boot, id),
@@ -334,5 +344,178 @@ fn adopted(id: &str, slot: Slot, now: Timestamp) -> Written {
             size: 0,
             sha256: super::digest::Sha256::of(b""),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::{ports::PendingTrial, status::Stage};
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn written() -> Written {
+        let mut written = adopted("u1", Slot::B, NOW);
+        written.image.version = Some("2.0.0".to_owned());
+        written
+    }
+
+    fn prepared() -> crate::update::machine::Prepared {
+        let Written { job, image, .. } = written();
+        crate::update::machine::Prepared { job, image }
+    }
+
+    fn failure() -> Failure {
+        Failure::new("health-check-failed", Class::Final, "it is not healthy")
+    }
+
+    fn rebooting() -> State {
+        State::Rebooting {
+            written: written(),
+            armed_in: "boot-1".to_owned(),
+        }
+    }
+
+    /// Starts in boot 2, from `slot`.
+    fn start(state: &State, slot: Slot, confirmed: Slot, trial: bool) -> Resumed {
+        let booted = BootedFrom {
+            slot,
+            boot_id: "boot-2".to_owned(),
+        };
+        let trial = trial.then(|| PendingTrial {
+            slot: Slot::B,
+            tries_left: 2,
+            job: Some("u1".to_owned()),
+        });
+        resume(state, &booted, &BootState { confirmed, trial }, None, NOW)
+    }
+
+    fn end(resumed: &Resumed) -> (&Stage, Option<&str>) {
+        match &resumed.actions[..] {
+            [Action::Finish(end)] => (
+                &end.stage,
+                end.failure.as_ref().map(|failure| failure.code.as_str()),
+            ),
+            other => panic!("it did not end: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn before_the_slot_is_armed_the_update_goes_on_where_it_stopped() {
+        let writing = State::Writing(prepared());
+        let resumed = start(&writing, Slot::A, Slot::A, false);
+        // The slot is disabled again before it is written: the environment may have been restored meanwhile.
+        assert_eq!(resumed.state, State::Disabling(prepared()));
+        assert_eq!(resumed.actions, [Action::DisableSlot(Slot::B)]);
+        let verifying = State::Verifying(written());
+        let resumed = start(&verifying, Slot::A, Slot::A, false);
+        assert_eq!(resumed.state, verifying);
+        assert_eq!(resumed.actions, [Action::VerifySlot(written())]);
+    }
+
+    #[test]
+    fn a_target_that_runs_unexpectedly_is_never_written() {
+        for state in [
+            State::Waiting(written().job),
+            State::Checking(written().job),
+            State::Disabling(prepared()),
+            State::Writing(prepared()),
+            State::Verifying(written()),
+        ] {
+            let resumed = start(&state, Slot::B, Slot::B, false);
+            assert_eq!(resumed.state, State::Idle);
+            assert_eq!(
+                end(&resumed),
+                (&Stage::DownloadFailed, Some("boot-disagreement"))
+            );
+        }
+    }
+
+    #[test]
+    fn an_armed_slot_that_runs_goes_to_the_health_gate() {
+        for state in [
+            State::Arming(written()),
+            rebooting(),
+            State::Trial(written()),
+        ] {
+            let resumed = start(&state, Slot::B, Slot::A, true);
+            assert_eq!(resumed.state, State::Trial(written()), "{state:?}");
+            assert_eq!(resumed.actions, [Action::WatchHealth(written())]);
+        }
+    }
+
+    #[test]
+    fn the_old_slot_after_a_reboot_is_a_rollback_and_the_reason_is_told() {
+        for (state, code) in [
+            (rebooting(), "trial-boot-failed"),
+            (State::Trial(written()), "trial-not-confirmed"),
+            (State::Confirming(written()), "boot-disagreement"),
+        ] {
+            let resumed = start(&state, Slot::A, Slot::A, false);
+            let State::Abandoning { failure, .. } = &resumed.state else {
+                panic!("{:?}", resumed.state);
+            };
+            assert_eq!(failure.code, code);
+            assert_eq!(resumed.actions, [Action::DisableSlot(Slot::B)]);
+        }
+    }
+
+    #[test]
+    fn a_restart_before_the_reboot_happened_asks_for_it_again() {
+        let state = State::Rebooting {
+            written: written(),
+            armed_in: "boot-2".to_owned(),
+        };
+        let resumed = start(&state, Slot::A, Slot::A, true);
+        assert_eq!(
+            (&resumed.state, &resumed.actions[..]),
+            (&state, &[Action::Reboot][..])
+        );
+    }
+
+    #[test]
+    fn a_confirmation_whose_answer_was_lost_completes_the_update() {
+        let resumed = start(&State::Confirming(written()), Slot::B, Slot::B, false);
+        assert_eq!(end(&resumed), (&Stage::ApplyComplete, None));
+        // Not confirmed: whether it is healthy now is asked again.
+        let resumed = start(&State::Confirming(written()), Slot::B, Slot::A, true);
+        assert_eq!(resumed.actions, [Action::WatchHealth(written())]);
+    }
+
+    #[test]
+    fn a_rollback_that_did_not_happen_is_asked_for_again_and_one_that_did_is_reported() {
+        let state = State::RollingBack {
+            written: written(),
+            failure: failure(),
+        };
+        let resumed = start(&state, Slot::B, Slot::A, true);
+        assert_eq!(
+            (&resumed.state, &resumed.actions[..]),
+            (&state, &[Action::DisableSlot(Slot::B)][..])
+        );
+        let resumed = start(&state, Slot::A, Slot::A, false);
+        assert!(matches!(&resumed.state, State::Abandoning { failure: f, .. } if *f == failure()));
+    }
+
+    #[test]
+    fn a_trial_that_no_state_file_knows_of_is_checked_and_a_stale_one_is_ended() {
+        let resumed = start(&State::Idle, Slot::B, Slot::A, true);
+        let State::Trial(adopted) = &resumed.state else {
+            panic!("{:?}", resumed.state);
+        };
+        assert_eq!(
+            (adopted.job.id.as_str(), adopted.job.target),
+            ("u1", Slot::B)
+        );
+        let resumed = start(&State::Idle, Slot::A, Slot::A, true);
+        assert_eq!(resumed.clear_stale_trial, Some(Slot::B));
+        assert_eq!((resumed.state, resumed.actions), (State::Idle, vec![]));
+    }
+
+    #[test]
+    fn an_ordinary_start_does_nothing() {
+        let resumed = start(&State::Idle, Slot::A, Slot::A, false);
+        assert_eq!((resumed.state, resumed.actions), (State::Idle, vec![]));
+        assert_eq!((resumed.clear_stale_trial, resumed.finding), (None, None));
     }
 }

@@ -14,11 +14,12 @@
 //!   |<--MarkedGood-- Confirming <--Healthy-- Trial --Unhealthy--> RollingBack --SlotDisabled--> (reboot)
 //! ```
 //!
-//! What it guarantees, and `tests::no_path_arms_a_slot_that_was_not_written_and_verified` shows for
+//! What it guarantees, and `tests::no_path_arms_an_unverified_slot_and_every_path_ends` shows for
 //! every sequence of events:
 //! - `ArmSlot` is only ever asked for after this update's `WriteSlot` and `VerifySlot` both succeeded;
 //! - the target slot is disabled in the bootloader before its first byte is written;
-//! - `MarkGood` is only asked for from a trial boot that was found healthy.
+//! - `MarkGood` is only asked for from a trial boot that was found healthy;
+//! - from every situation the update ends within a few reboots, even if no health check ever passes.
 //!
 //! The caller makes the new state durable **before** it runs the actions; every action is safe to run
 //! again, because after a power cut [`super::boot::resume`] runs the actions of the surviving state.
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     digest::Sha256,
     failure::Failure,
+    ports::SLOT_IS_CONFIRMED,
     request::Request,
     slot::Slot,
     status::{Stage, Times},
@@ -429,6 +431,19 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
                 vec![A::DisableSlot(target)],
             )
         }
+        // Confirmed after all (the answer of a mark-good was lost, or someone did it by hand): there is no way
+        // back, and rebooting would only come here again, for ever.
+        (S::RollingBack { written, failure }, E::Failed(second))
+            if second.code == SLOT_IS_CONFIRMED =>
+        {
+            let target = written.job.target;
+            let message = format!(
+                "{}; but slot {target} is confirmed in the bootloader already, so it stays: install another version",
+                failure.message
+            );
+            let failure = Failure { message, ..failure };
+            written.finished(Stage::ApplyFailed, Some(failure), now)
+        }
         // The bootloader could not be told, or the reboot was refused. The trial's tries still run out
         // by rebooting, so that remains the way back.
         (S::RollingBack { written, failure }, E::Failed(_)) => {
@@ -553,8 +568,13 @@ mod tests {
             Event::Unhealthy(failure()),
             Event::MarkedGood,
             Event::Failed(failure()),
+            Event::Failed(refusal()),
             Event::Cancelled(failure()),
         ]
+    }
+
+    fn refusal() -> Failure {
+        Failure::new(SLOT_IS_CONFIRMED, Class::Final, "it is confirmed")
     }
 
     /// What is true of the board, tracked beside the machine by an independent, naive model.
@@ -678,6 +698,10 @@ mod tests {
                 Event::ImageAccepted(_) => asked(|a| matches!(a, Action::CheckImage(_)))?,
                 Event::SlotDisabled => {
                     asked(|a| matches!(a, Action::DisableSlot(_)))?;
+                    // The port refuses that.
+                    if self.confirmed == Slot::B {
+                        return None;
+                    }
                     (next.disabled, next.trial) = (true, false);
                 }
                 Event::SlotWritten(_) => {
@@ -701,10 +725,13 @@ mod tests {
                     asked(|a| matches!(a, Action::MarkGood(_)))?;
                     (next.confirmed, next.trial) = (Slot::B, false);
                 }
-                // A failed bootloader write may have taken effect or not; `Failed` keeps the old value
-                // here and `effects_of_a_lost_answer` below adds the other.
-                Event::Failed(_) => {
+                Event::Failed(failure) => {
                     if pending.is_empty() {
+                        return None;
+                    }
+                    let refused = pending.iter().any(|a| matches!(a, Action::DisableSlot(_)))
+                        && self.confirmed == Slot::B;
+                    if (failure.code == SLOT_IS_CONFIRMED) != refused {
                         return None;
                     }
                 }
@@ -718,7 +745,9 @@ mod tests {
             for action in pending {
                 let mut next = self.clone();
                 match action {
-                    Action::DisableSlot(_) => (next.disabled, next.trial) = (true, false),
+                    Action::DisableSlot(_) if self.confirmed == Slot::A => {
+                        (next.disabled, next.trial) = (true, false);
+                    }
                     Action::ArmSlot(_) => (next.disabled, next.trial) = (false, true),
                     Action::MarkGood(_) => (next.confirmed, next.trial) = (Slot::B, false),
                     _ => continue,
@@ -755,10 +784,60 @@ mod tests {
         }
     }
 
+    /// What the board does next when nothing is lost any more but no check passes: the event, or a reboot.
+    fn worst_answer(board: &Board, pending: &[Action]) -> Option<Event> {
+        Some(match pending.last()? {
+            Action::AwaitPolicy(_) => Event::PolicyAllows,
+            Action::CheckImage(_) => Event::ImageAccepted(facts()),
+            Action::DisableSlot(_) if board.confirmed == Slot::B => Event::Failed(refusal()),
+            Action::DisableSlot(_) => Event::SlotDisabled,
+            Action::WriteSlot(_) => Event::SlotWritten(content()),
+            Action::VerifySlot(_) => Event::SlotMatches,
+            Action::ArmSlot(_) => Event::SlotArmed {
+                boot_id: format!("boot-{}", board.boot),
+            },
+            Action::WatchHealth(_) => Event::Unhealthy(failure()),
+            Action::MarkGood(_) => Event::MarkedGood,
+            Action::Reboot | Action::Finish(_) => return None,
+        })
+    }
+
+    /// From here on nothing is lost and no health check passes: the update must end, within few reboots.
+    fn assert_it_ends(state: &State, board: &Board, pending: &[Action], path: &[String]) {
+        let now = Timestamp::UNIX_EPOCH;
+        let (mut state, mut board, mut pending) = (state.clone(), board.clone(), pending.to_vec());
+        let mut reboots = 0;
+        while state != State::Idle {
+            let next = worst_answer(&board, &pending)
+                .and_then(|event| board.after(&event, &pending).map(|after| (event, after)));
+            (state, pending) = match next {
+                Some((event, after)) => {
+                    board = after;
+                    step(&state, event, now).expect("the machine asked for this answer")
+                }
+                None => {
+                    reboots += 1;
+                    assert!(reboots <= 3, "reboots without end in {state:?}: {path:?}");
+                    board = board.after_power_cut().swap_remove(0);
+                    // A real boot has an id of its own; the walk counts only to three.
+                    board.boot += reboots * 10;
+                    let booted = BootedFrom {
+                        slot: board.booted,
+                        boot_id: format!("boot-{}", board.boot),
+                    };
+                    let last = board.last();
+                    let resumed =
+                        boot::resume(&state, &booted, &board.boot_state(), last.as_ref(), now);
+                    (resumed.state, resumed.actions)
+                }
+            };
+        }
+    }
+
     /// Breadth first over (state, board, pending actions), which covers every sequence of events,
     /// restarts and power cuts, not only those of a given length: the set is finite.
     #[test]
-    fn no_path_arms_a_slot_that_was_not_written_and_verified() {
+    fn no_path_arms_an_unverified_slot_and_every_path_ends() {
         let now = Timestamp::UNIX_EPOCH;
         let mut seen = HashSet::new();
         let mut queue = VecDeque::from([(
@@ -780,10 +859,18 @@ mod tests {
                     .next()
                     .unwrap()
                     .to_owned();
+                let failed = matches!(event, Event::Failed(_));
                 let Ok((new_state, actions)) = step(&state, event, now) else {
                     continue;
                 };
-                next.push((name, new_state, after, actions));
+                // What failed may have taken effect all the same.
+                let afters = match failed {
+                    true => after.effects_of_a_lost_answer(&pending),
+                    false => vec![after],
+                };
+                for after in afters {
+                    next.push((name.clone(), new_state.clone(), after, actions.clone()));
+                }
             }
             // The daemon is killed and started again; then the same with a power cut.
             let lost = board.effects_of_a_lost_answer(&pending);
@@ -835,6 +922,7 @@ mod tests {
                     format!("{actions:?}"),
                 );
                 if (after.confirmed == Slot::A || new_state != State::Idle) && seen.insert(key) {
+                    assert_it_ends(&new_state, &after, &actions, &path);
                     queue.push_back((new_state, after, actions, path));
                 }
             }

@@ -25,6 +25,10 @@ pub struct BootState {
     pub trial: Option<PendingTrial>,
 }
 
+/// Code of the refusal to disable, or to try, the confirmed slot. A rollback that meets it ends: see
+/// [`super::machine`].
+pub const SLOT_IS_CONFIRMED: &str = "slot-is-confirmed";
+
 /// The bootloader's boot decision. Each change is **one** write of the environment, read back before
 /// it counts; `Err` means the old decision may still be in force, never a half one.
 pub trait Bootloader: Send {
@@ -38,14 +42,14 @@ pub trait Bootloader: Send {
     /// when that is so already.
     ///
     /// # Errors
-    /// When `slot` is the confirmed one, or the environment cannot be written.
+    /// When `slot` is the confirmed one ([`SLOT_IS_CONFIRMED`]), or the environment cannot be written.
     fn mark_bad(&mut self, slot: Slot) -> Result<(), Failure>;
 
     /// The next boots, at most `tries`, try `slot`; without [`Bootloader::mark_good`] the bootloader
     /// then falls back to the confirmed slot.
     ///
     /// # Errors
-    /// When `slot` is the confirmed one, or the environment cannot be written.
+    /// When `slot` is the confirmed one ([`SLOT_IS_CONFIRMED`]), or the environment cannot be written.
     fn arm_trial(&mut self, slot: Slot, tries: u8, job: &str) -> Result<(), Failure>;
 
     /// `slot` becomes the confirmed one and the trial ends.

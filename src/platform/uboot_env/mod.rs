@@ -26,7 +26,7 @@ pub use self::{
 };
 use crate::update::{
     failure::{Class, Coded, Failure},
-    ports::{BootState, Bootloader, PendingTrial},
+    ports::{BootState, Bootloader, PendingTrial, SLOT_IS_CONFIRMED},
     slot::Slot,
 };
 
@@ -77,7 +77,7 @@ impl Coded for BootloaderError {
             Self::Env(error) => error.code(),
             Self::NotInitialised => "bootloader-not-initialised",
             Self::Invalid { .. } => "bootloader-invalid",
-            Self::Confirmed(_) => "slot-is-confirmed",
+            Self::Confirmed(_) => SLOT_IS_CONFIRMED,
         }
     }
 

@@ -53,7 +53,7 @@ pub(super) enum LocalCommand {
         /// A name for this update; one is made when absent
         #[arg(long)]
         id: Option<String>,
-        /// Do not wait for the policy; no check is skipped
+        /// Do not wait for the policy, and forget that this image was rolled back before; no check is skipped
         #[arg(long)]
         force: bool,
         /// Go on until the update has ended; the exit code tells how

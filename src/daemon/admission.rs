@@ -81,8 +81,8 @@ pub enum Refusal {
     },
     /// Older than a security fix.
     #[error(
-        "the image's security epoch is {found}, this device has confirmed {confirmed}, and it never goes down; \
-         build the image with --security-epoch {confirmed} or higher"
+        "the image's security epoch is {found} (a plain image has none: 0), this device has confirmed {confirmed}, and \
+         it never goes down; build the image with --security-epoch {confirmed} or higher"
     )]
     Epoch {
         /// In the image.
@@ -152,7 +152,8 @@ pub fn admit(offer: &Offer, request: &Request, device: &Device<'_>) -> Result<()
             found: found.clone(),
         });
     }
-    if offer.compatible.is_some() && offer.security_epoch < device.security_epoch {
+    // A plain image has no epoch, so it is of the lowest: else an old one could bring an old hole back.
+    if offer.security_epoch < device.security_epoch {
         return Err(Refusal::Epoch {
             found: offer.security_epoch,
             confirmed: device.security_epoch,

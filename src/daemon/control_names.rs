@@ -38,7 +38,7 @@ pub struct InstallRequest {
     /// The caller's name for the update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_id: Option<String>,
-    /// Skip the policy's wait; never a check.
+    /// Skip the policy's wait and the memory of images that were rolled back; never a check.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }

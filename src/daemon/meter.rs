@@ -20,9 +20,21 @@ pub struct Meter {
     downloaded: AtomicU64,
     reused: AtomicU64,
     written: AtomicU64,
+    /// What earlier runs of the same update wrote.
+    written_before: AtomicU64,
 }
 
 impl Meter {
+    /// Goes on from `progress`: that of an update before a restart, or nothing for a new one.
+    pub fn restore(&self, progress: &Progress) {
+        self.done.store(progress.bytes_done, Relaxed);
+        self.total.store(progress.bytes_total, Relaxed);
+        self.downloaded.store(progress.bytes_downloaded, Relaxed);
+        self.reused.store(progress.bytes_reused, Relaxed);
+        self.written.store(progress.bytes_written, Relaxed);
+        self.written_before.store(progress.bytes_written, Relaxed);
+    }
+
     /// The counters now.
     #[must_use]
     pub fn progress(&self) -> Progress {
@@ -33,6 +45,15 @@ impl Meter {
             bytes_reused: self.reused.load(Relaxed),
             bytes_written: self.written.load(Relaxed),
         }
+    }
+
+    /// The slot is about to be written, `total` raw bytes (0 while that is not known), for the first time or
+    /// again: what is found in place is counted anew, what was fetched and written adds up.
+    pub fn begin_writing(&self, total: u64) {
+        self.begin(total);
+        self.reused.store(0, Relaxed);
+        self.written_before
+            .store(self.written.load(Relaxed), Relaxed);
     }
 
     /// A stage over `total` raw bytes begins; 0 while the total is not known.
@@ -61,9 +82,10 @@ impl Meter {
         self.reused.fetch_add(bytes, Relaxed);
     }
 
-    /// Bytes written to the slot so far, absolute.
+    /// Bytes written to the slot since [`Meter::begin_writing`].
     pub fn set_written(&self, bytes: u64) {
-        self.written.store(bytes, Relaxed);
+        let before = self.written_before.load(Relaxed);
+        self.written.store(before + bytes, Relaxed);
     }
 }
 
@@ -113,4 +135,38 @@ impl Cancel {
 #[must_use]
 pub fn stopped() -> Failure {
     Failure::new("cancelled", Class::Final, "the update was interrupted")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_update_costs_adds_up_over_restarts_and_starts_at_nothing_for_the_next_one() {
+        let meter = Meter::default();
+        meter.begin_writing(100);
+        meter.add_downloaded(30);
+        meter.set_written(20);
+        meter.set_written(25);
+        let saved = meter.progress();
+
+        let meter = Meter::default();
+        meter.restore(&saved);
+        assert_eq!(meter.progress(), saved);
+        meter.begin_writing(100);
+        meter.add_reused(25);
+        meter.add_done(100);
+        meter.add_downloaded(50);
+        meter.set_written(75);
+        let progress = meter.progress();
+        assert_eq!((progress.bytes_done, progress.bytes_total), (100, 100));
+        assert_eq!(
+            (progress.bytes_downloaded, progress.bytes_written),
+            (80, 100)
+        );
+        assert_eq!(progress.bytes_reused, 25);
+
+        meter.restore(&Progress::default());
+        assert_eq!(meter.progress(), Progress::default());
+    }
 }

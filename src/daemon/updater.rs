@@ -32,7 +32,7 @@ use crate::{
         failure::{Class, Failure},
         machine::{self, Action, Event, Finished, Job, Refused, State},
         request::{Origin, Request},
-        status::{HubStatus, SlotState, Status, Times, UpdateReport},
+        status::{HubStatus, Progress, SlotState, Status, Times, UpdateReport},
     },
 };
 
@@ -137,6 +137,7 @@ impl Updater {
                 });
         }
         let meter = actions.meter();
+        meter.restore(&saved.progress);
         let initial = Published {
             status: status(&config, &board, &saved, &hub, None, None, &meter),
             outbox: saved.outbox.clone(),
@@ -570,7 +571,7 @@ impl Updater {
 
     fn finish(&mut self, finished: &Finished) {
         let report = self.saved.finish(finished, self.meter.progress());
-        self.meter.begin(0);
+        self.meter.restore(&Progress::default());
         match &report.error {
             None => info!(
                 fwupdated_update_id = report.id,
@@ -605,6 +606,7 @@ impl Updater {
     /// Saves; on failure it is tried again at each tick.
     async fn save(&mut self) -> bool {
         self.saved.status = Some(self.status());
+        self.saved.progress = self.meter.progress();
         let (store, saved) = (self.store.clone(), self.saved.clone());
         match blocking(move || store.save(&saved)).await {
             Ok(()) => {

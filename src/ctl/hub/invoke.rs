@@ -46,7 +46,7 @@ pub(super) struct InvokeArgs {
     /// A name for this update; the device makes one when absent
     #[arg(long)]
     id: Option<String>,
-    /// Do not wait for the device's policy; no check is skipped
+    /// Do not wait for the device's policy, and forget that this image was rolled back before; no check is skipped
     #[arg(long)]
     force: bool,
     /// The method's name

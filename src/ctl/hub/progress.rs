@@ -77,10 +77,12 @@ impl Snapshot {
     pub(in crate::ctl) fn view(&self) -> View {
         let progress = &self.section["progress"];
         let number = |name: &str| progress[name].as_u64();
-        // The last stage's percentage says nothing about the next one.
+        // The last stage's percentage says nothing about the next one, and only downloads have one.
+        let moving = self.word().to_lowercase().starts_with("download");
         let current = progress["stage"]
             .as_str()
-            .is_none_or(|stage| stage.eq_ignore_ascii_case(self.word()));
+            .is_none_or(|stage| stage.eq_ignore_ascii_case(self.word()))
+            && moving;
         let error = &self.section["error"];
         let note = error["message"]
             .as_str()

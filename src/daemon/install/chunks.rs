@@ -31,7 +31,7 @@ pub fn install(
     writer
         .check_fits(payload.size)
         .map_err(|error| Failure::from(&error))?;
-    installer.meter.begin(payload.size);
+    installer.meter.begin_writing(payload.size);
     let needed = missing(installer, header, &mut writer)?;
     let mut filling = Filling {
         installer,

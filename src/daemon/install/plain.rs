@@ -43,7 +43,7 @@ pub fn install(
             .check_fits(size)
             .map_err(|error| Failure::from(&error))?;
     }
-    installer.meter.begin(size.unwrap_or(0));
+    installer.meter.begin_writing(size.unwrap_or(0));
     let mut file = Signed {
         reader: Hashed::new(start),
         verifier,

@@ -20,8 +20,10 @@ use crate::{
     },
 };
 
-/// Pieces of a body between download and installer; a piece is at most some tens of KiB.
+/// What may lie between download and installer: this many pieces, each of at most so many bytes. The HTTP library
+/// hands out whatever has arrived, which on a fast line is hundreds of KiB at a time.
 const QUEUE: usize = 32;
+const PIECE: usize = 64 << 10;
 /// First and largest piece of a header, bytes. The index of a 1 GiB image has some 160 KiB.
 const FIRST_WINDOW: u64 = 64 << 10;
 const LARGEST_WINDOW: u64 = 4 << 20;
@@ -199,11 +201,14 @@ async fn pump(
             () = cancel.cancelled() => Err(stopped()),
         };
         match piece {
-            Ok(Some(piece)) => {
+            Ok(Some(mut piece)) => {
                 meter.add_downloaded(piece.len() as u64);
-                // The reader has what it wanted and is gone.
-                if sender.send(piece).await.is_err() {
-                    return;
+                while !piece.is_empty() {
+                    let part = piece.split_to(piece.len().min(PIECE));
+                    // The reader has what it wanted and is gone.
+                    if sender.send(part).await.is_err() {
+                        return;
+                    }
                 }
             }
             Ok(None) => return,

@@ -388,40 +388,37 @@ fn the_flags_count_up_and_wrap_whoever_writes() {
         return;
     }
     for place in Place::all().into_iter().filter(Place::redundant) {
-        place.make("n=start\n", "0xff");
-        // The CRC does not cover the flags.
-        place.write(0, 4, &[250]);
-        place.write(1, 4, &[251]);
-        let ours = place.ours();
-        for step in 0..12_u8 {
-            let before = place.all_copies();
-            // In twos, so that each side writes each copy and follows itself as well as the other.
-            if step % 4 < 2 {
-                ours.update(|env| env.set("n", &step.to_string()).unwrap())
-                    .unwrap();
-            } else {
-                place.set("n", step.to_string());
+        // Over the wrap, and over the place where a signed number would.
+        for (first, start) in [(0, 250), (1, 250), (0, 122), (1, 122)] {
+            place.make("n=start\n", "0xff");
+            // The CRC does not cover the flags.
+            place.write(first, 4, &[start]);
+            place.write(1 - first, 4, &[start + 1]);
+            let ours = place.ours();
+            for step in 0..12 {
+                let case = format!("step {step} from {start} in copy {first}, {}", place.what);
+                let before = place.all_copies();
+                // In twos, so that each side writes each copy and follows itself as well as the other.
+                if step % 4 < 2 {
+                    ours.update(|env| env.set("n", &step.to_string()).unwrap())
+                        .unwrap();
+                } else {
+                    place.set("n", step.to_string());
+                }
+                let (written, in_force) = if step % 2 == 0 {
+                    (first, 1 - first)
+                } else {
+                    (1 - first, first)
+                };
+                assert_eq!(
+                    usize::from(place.copy(written)[4]),
+                    (usize::from(start) + 2 + step) % 256,
+                    "{case}"
+                );
+                assert_eq!(place.copy(in_force), before[in_force], "{case}");
+                place.check(&map(&[("n", &step.to_string())]));
             }
-            let (older, in_force) = if step.is_multiple_of(2) {
-                (0, 1)
-            } else {
-                (1, 0)
-            };
-            assert_eq!(
-                place.copy(older)[4],
-                252_u8.wrapping_add(step),
-                "step {step}, {}",
-                place.what
-            );
-            assert_eq!(
-                place.copy(in_force),
-                before[in_force],
-                "step {step}, {}",
-                place.what
-            );
-            place.check(&map(&[("n", &step.to_string())]));
         }
-        assert_eq!(place.copy(1)[4], 7, "it wrapped");
     }
 }
 

@@ -742,6 +742,24 @@ fn patiently<T>(mut ask: impl FnMut() -> Result<T, EnvError>) -> T {
 }
 
 #[test]
+fn a_lock_that_belongs_to_another_user_is_taken_too() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::file(true);
+    place.ours().initialise([("n", "1")]).unwrap();
+    let (dir, lock) = (place.dir.path(), place.dir.path().join("lock"));
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+    let ours = place.ours();
+    let read = std::thread::spawn(move || {
+        // Another user to the file system, in this thread alone. Does nothing without root, and then the
+        // test says little.
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(4242));
+        ours.read().map(|env| env.get("n").map(str::to_owned))
+    });
+    assert_eq!(read.join().unwrap().unwrap().as_deref(), Some("1"));
+}
+
+#[test]
 fn fw_setenv_waits_while_we_change_the_environment() {
     let _alone = LOCK_TESTS.lock().unwrap_or_else(PoisonError::into_inner);
     if !real_lock() {

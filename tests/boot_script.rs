@@ -2,7 +2,7 @@
 //!
 //! `packaging/uboot/boot.cmd` is written in what U-Boot's hush and a POSIX shell both understand, and runs here
 //! under `sh`, whole, with shims for U-Boot's commands. With `UBOOT_SANDBOX=PATH` (the program `u-boot` of
-//! U-Boot's own `sandbox` build) its decision runs in the real thing too.
+//! U-Boot's own `sandbox` build, with `CONFIG_LEGACY_IMAGE_FORMAT`) its decision runs in the real thing too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -87,11 +87,16 @@ struct Boot {
 
 impl Boot {
     fn slot(&self) -> Slot {
+        self.argument("fwupdated.slot=").parse().unwrap()
+    }
+
+    /// What the kernel is told after `name`.
+    fn argument(&self, name: &str) -> &str {
         let (_, arguments) = self.started.as_ref().expect("a kernel was started");
-        let slot = arguments
+        let found = arguments
             .split(' ')
-            .find_map(|word| word.strip_prefix("fwupdated.slot="));
-        slot.expect("the kernel is told its slot").parse().unwrap()
+            .find_map(|word| word.strip_prefix(name));
+        found.unwrap_or_else(|| panic!("{name} is missing: {arguments}"))
     }
 }
 
@@ -240,6 +245,9 @@ fn the_script_decides_as_its_model_whatever_the_values() {
         let boot = board.boot(variables);
         assert_eq!(boot.slot(), slot, "{variables:?}");
         assert_eq!(boot.end, after, "{variables:?}");
+        let trial = slot.name() != after[names::SLOT];
+        let kind = if trial { "trial" } else { "confirmed" };
+        assert_eq!(boot.argument("fwupdated.boot="), kind, "{variables:?}");
         let saves = if before == after { vec![] } else { vec![after] };
         assert_eq!(boot.saves, saves, "{variables:?}: saved once if it changed");
         assert!(!boot.reset, "{variables:?}");
@@ -254,7 +262,7 @@ fn the_kernel_gets_the_slot_s_root_and_the_firmware_s_arguments() {
         let (words, arguments) = boot.started.unwrap();
         assert_eq!(words, "0x80000 0x2700000:10 2eff2e00");
         let expected = format!(
-            "console=tty1 firmware=1 ro rootwait panic=10 root=PARTLABEL=rootfs-{slot} fwupdated.slot={slot}"
+            "console=tty1 firmware=1 ro rootwait panic=10 root=PARTLABEL=rootfs-{slot} fwupdated.slot={slot} fwupdated.boot=confirmed"
         );
         assert_eq!(arguments, expected);
     }
@@ -331,6 +339,7 @@ fn a_try_that_cannot_be_stored_is_not_taken() {
             (names::TRIES, "3"),
         ]);
         assert_eq!(boot.slot().name(), slot);
+        assert_eq!(boot.argument("fwupdated.boot="), "confirmed");
         assert_eq!(boot.saves.len(), 1, "asked once");
     }
     assert_eq!(board.boot(&[]).slot(), Slot::A, "a slot boots all the same");

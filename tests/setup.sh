@@ -22,6 +22,7 @@ if [ "$what" = --tests ]; then
     need losetup mount
     need mkfs.ext4 e2fsprogs
     need dbus-daemon dbus
+    need systemd-analyze systemd
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     need git git

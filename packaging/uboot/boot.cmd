@@ -46,8 +46,8 @@ fwup_dtb=firmware
 fwup_start=booti
 
 # Added to what the firmware passes (cmdline.txt), which should have no root= of its own. panic= matters: a kernel
-# that cannot go on must restart, which costs the trial its next try. What hangs without a panic is the hardware
-# watchdog's business (RuntimeWatchdogSec= in systemd's system.conf).
+# that cannot go on must restart, which costs the trial its next try. A kernel that hangs without a panic is the
+# hardware watchdog's business (RuntimeWatchdogSec= in systemd's system.conf).
 fwup_args="ro rootwait panic=10"
 
 ### The decision ######################################################################################################
@@ -61,6 +61,7 @@ if test "x${fwupdated_slot}" != xa && test "x${fwupdated_slot}" != xb; then
     fwup_save=yes
 fi
 fwup_slot=${fwupdated_slot}
+fwup_boot=confirmed
 fwup_other=b
 if test ${fwup_slot} = b; then
     fwup_other=a
@@ -82,6 +83,7 @@ if test "x${fwupdated_trial}" = x${fwup_other} && test ${fwup_left} != none; the
     echo "fwupdated: trial boot of slot ${fwup_other}, ${fwup_left} more after this one"
     setenv fwupdated_tries ${fwup_left}
     fwup_slot=${fwup_other}
+    fwup_boot=trial
     fwup_save=yes
 elif test "x${fwupdated_trial}${fwupdated_tries}${fwupdated_job}" != x; then
     echo "fwupdated: the trial is over, slot ${fwup_slot} is the confirmed slot"
@@ -98,6 +100,7 @@ if test ${fwup_save} = yes; then
     else
         echo "fwupdated: the environment cannot be saved, booting the confirmed slot"
         fwup_slot=${fwupdated_slot}
+        fwup_boot=confirmed
     fi
 fi
 
@@ -146,7 +149,9 @@ if part number ${fwup_disk_type} ${fwup_disk} ${fwup_files} fwup_part; then
 fi
 
 if test ${fwup_loaded} = yes; then
-    setenv bootargs "${fwup_firmware_args} ${fwup_args} root=PARTLABEL=${fwup_root} fwupdated.slot=${fwup_slot}"
+    setenv bootargs "${fwup_firmware_args} ${fwup_args} root=PARTLABEL=${fwup_root}"
+    # For people, and for fwupdated-trial.timer, which ends a trial that nobody confirms.
+    setenv bootargs "${bootargs} fwupdated.slot=${fwup_slot} fwupdated.boot=${fwup_boot}"
     # Comes back only when it fails.
     ${fwup_start} ${kernel_addr_r} ${fwup_ramdisk} ${fwup_fdt}
 fi

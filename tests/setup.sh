@@ -23,6 +23,7 @@ if [ "$what" = --tests ]; then
     need openssl openssl
     need losetup mount
     need dbus-daemon dbus
+    need systemd-analyze systemd
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     need git git

@@ -16,10 +16,12 @@ pub fn boot_decision(env: &mut Env) -> Slot {
         Slot::A
     });
     let trial = slot(env, names::TRIAL).filter(|trial| *trial != confirmed);
-    let tries = env
-        .get(names::TRIES)
-        .and_then(|tries| tries.parse::<u8>().ok())
-        .filter(|tries| *tries <= 9);
+    // One digit and nothing else: the script knows no other numbers.
+    let tries = env.get(names::TRIES).and_then(|tries| {
+        let mut characters = tries.chars();
+        let digit = characters.next()?.to_digit(10)?;
+        characters.next().is_none().then_some(digit)
+    });
     match (trial, tries) {
         (Some(trial), Some(tries @ 1..)) => {
             put(env, names::TRIES, &(tries - 1).to_string());
@@ -91,6 +93,16 @@ mod tests {
                 (names::SLOT, "a"),
                 (names::TRIAL, "b"),
                 (names::TRIES, "200"),
+            ],
+            &[
+                (names::SLOT, "a"),
+                (names::TRIAL, "b"),
+                (names::TRIES, "+3"),
+            ],
+            &[
+                (names::SLOT, "a"),
+                (names::TRIAL, "b"),
+                (names::TRIES, "03"),
             ],
         ] {
             let mut env = env(variables);

@@ -1,7 +1,8 @@
 //! Where the environment lies: `/etc/fw_env.config`, as `fw_printenv` reads it.
 //!
-//! One line a copy, two for a redundant environment: `device offset size [sector-size [sectors]]`. Numbers
-//! as in C (`0x` hexadecimal, leading `0` octal); a negative offset counts from the end of the device.
+//! One line a copy, two for a redundant environment: `device offset size [sector-size [sectors]]`. The
+//! offset is a number as in C (`0x` hexadecimal, leading `0` octal), negative from the end of the device;
+//! the others are hexadecimal with or without `0x`, since those tools read them with `%lx`.
 
 use std::{
     fs, io,
@@ -143,14 +144,15 @@ fn area(line: &str) -> Result<Area, String> {
         return Err(format!("{} words instead of at most 5", words.len()));
     }
     for word in rest {
-        number(word).ok_or_else(|| format!("`{word}` is not a number"))?;
+        hexadecimal(word).ok_or_else(|| format!("`{word}` is not a hexadecimal number"))?;
     }
     let offset = match offset.strip_prefix('-') {
         Some(digits) => number(digits).map(|n| -n),
         None => number(offset),
     }
     .ok_or_else(|| format!("the offset `{offset}` is not a number"))?;
-    let size = number(size).ok_or_else(|| format!("the size `{size}` is not a number"))?;
+    let size = hexadecimal(size)
+        .ok_or_else(|| format!("the size `{size}` is not a hexadecimal number"))?;
     let size = u64::try_from(size)
         .ok()
         .filter(|size| (16..=MAX_SIZE).contains(size));
@@ -163,19 +165,26 @@ fn area(line: &str) -> Result<Area, String> {
     })
 }
 
-/// A number as C's `strtoull(..., 0)` reads it.
+/// A number as C's `%lli` reads it.
 fn number(word: &str) -> Option<i64> {
-    let digits = |text: &str, radix| {
-        let all = !text.is_empty() && text.chars().all(|c| c.is_digit(radix));
-        all.then(|| i64::from_str_radix(text, radix).ok()).flatten()
-    };
-    if let Some(hex) = word.strip_prefix("0x").or_else(|| word.strip_prefix("0X")) {
-        return digits(hex, 16);
+    if word.starts_with("0x") || word.starts_with("0X") {
+        return hexadecimal(word);
     }
     match word.strip_prefix('0') {
         Some(octal) if !octal.is_empty() => digits(octal, 8),
         _ => digits(word, 10),
     }
+}
+
+/// A number as C's `%lx` reads it: without `0x` too.
+fn hexadecimal(word: &str) -> Option<i64> {
+    let prefix = word.strip_prefix("0x").or_else(|| word.strip_prefix("0X"));
+    digits(prefix.unwrap_or(word), 16)
+}
+
+fn digits(text: &str, radix: u32) -> Option<i64> {
+    let all = !text.is_empty() && text.chars().all(|c| c.is_digit(radix));
+    all.then(|| i64::from_str_radix(text, radix).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -190,7 +199,7 @@ mod tests {
 
     #[test]
     fn numbers_comments_and_both_copies_are_understood() {
-        let location = parse("# device offset size\n/dev/mmcblk0 0x100000 0x4000 0x200 # copy 1\n\n/dev/mmcblk0 -0x8000 040000\n").unwrap();
+        let location = parse("# device offset size\n/dev/mmcblk0 0x100000 0x4000 0x200 # copy 1\n\n/dev/mmcblk0 -0x8000 4000\n").unwrap();
         assert!(location.is_redundant());
         assert_eq!(
             location.0[0],
@@ -201,7 +210,12 @@ mod tests {
             }
         );
         assert_eq!(location.0[1].offset, -0x8000);
-        assert_eq!(location.0[1].size, 0x4000);
+        assert_eq!(
+            location.0[1].size, 0x4000,
+            "a size needs no 0x to be hexadecimal"
+        );
+        let location = parse("/dev/x 010 20 30 1").unwrap();
+        assert_eq!((location.0[0].offset, location.0[0].size), (8, 0x20));
     }
 
     #[test]
@@ -209,6 +223,8 @@ mod tests {
         for (text, expected) in [
             ("\n/dev/x 0x10", "fw_env.config:2: 2 words"),
             ("/dev/x zero 0x4000", "the offset `zero`"),
+            ("/dev/x 0 size", "the size `size`"),
+            ("/dev/x 0 0x4000 sector", "`sector` is not"),
             ("/dev/x 0 0", "between 16 and"),
             ("/dev/x 0 0x10000000", "between 16 and"),
             ("/dev/x 0 0x4000 1 2 3", "at most 5"),

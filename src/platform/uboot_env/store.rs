@@ -214,14 +214,8 @@ impl UbootEnv {
         };
         let began = Instant::now();
         loop {
-            let mut options = OpenOptions::new();
-            let file = options
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o644)
-                .open(&self.lock);
-            match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+            let file = self.lock_file().map_err(failed)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(lock),
                 Err((_, nix::Error::EWOULDBLOCK)) if began.elapsed() < LOCK_LIMIT => {
                     std::thread::sleep(Duration::from_millis(20));
@@ -231,6 +225,20 @@ impl UbootEnv {
                 }
                 Err((_, errno)) => return Err(failed(errno.into())),
             }
+        }
+    }
+
+    /// An existing lock file is only read: a user who ran `fw_printenv` may own it, and in a sticky folder
+    /// the kernel then refuses to open it for writing with O_CREAT, to root too (`fs.protected_regular`).
+    fn lock_file(&self) -> io::Result<File> {
+        match File::open(&self.lock) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o644)
+                .open(&self.lock),
+            opened => opened,
         }
     }
 

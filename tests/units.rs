@@ -1,0 +1,401 @@
+//! The systemd units: systemd understands them, the sandbox is as tight as stated, and the daemon's defaults
+//! fit into it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use fwupdated::config::Config;
+
+/// Highest exposure that `systemd-analyze security` may find in the daemon's unit, tenths (0 safe, 100
+/// open). It was 28 with systemd 252; a newer one may weigh differently.
+const EXPOSURE: &str = "32";
+
+/// Links that Debian makes; systemd follows them in `ReadWritePaths=`.
+const LINKS: [(&str, &str); 2] = [("/var/lock", "/run/lock"), ("/var/run", "/run")];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap()
+}
+
+fn units() -> Vec<PathBuf> {
+    let mut units: Vec<_> = fs::read_dir(root().join("systemd"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .collect();
+    units.sort();
+    assert!(units.len() >= 3, "{units:?}");
+    units
+}
+
+/// What is assigned to `key` in a unit, all assignments, split at blanks.
+fn values(unit: &str, key: &str) -> Vec<String> {
+    let assignments = unit.lines().filter_map(|line| line.split_once('='));
+    assignments
+        .filter(|(name, _)| *name == key)
+        .flat_map(|(_, value)| value.split_whitespace())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn value(unit: &str, key: &str) -> String {
+    let values = values(unit, key);
+    assert_eq!(values.len(), 1, "{key}= {values:?}");
+    values.into_iter().next().unwrap()
+}
+
+/// `None`, after saying why, without the tool.
+fn systemd_analyze(arguments: &[&str], units: &[PathBuf]) -> Option<(bool, String)> {
+    let output = Command::new("systemd-analyze")
+        .args(arguments)
+        .args(units)
+        .output();
+    match output {
+        Ok(output) => {
+            let said = [output.stdout, output.stderr].concat();
+            Some((
+                output.status.success(),
+                String::from_utf8_lossy(&said).into_owned(),
+            ))
+        }
+        Err(error) => {
+            eprintln!("SKIPPED: systemd-analyze: {error}; tests/setup.sh installs it");
+            None
+        }
+    }
+}
+
+/// The units in `dir`, with the programs that were built here in place of installed ones.
+fn as_built(dir: &Path) -> Vec<PathBuf> {
+    units()
+        .iter()
+        .map(|path| {
+            let copy = dir.join(path.file_name().unwrap());
+            let unit = fs::read_to_string(path).unwrap();
+            let unit = unit.replace(
+                "=/usr/bin/fwupdated\n",
+                concat!("=", env!("CARGO_BIN_EXE_fwupdated"), "\n"),
+            );
+            fs::write(&copy, unit).unwrap();
+            copy
+        })
+        .collect()
+}
+
+/// What `systemd-analyze verify` says of our units; it exits with 0 for a key that it does not know.
+fn complaints(dir: &Path) -> Option<Vec<String>> {
+    let (_, said) = systemd_analyze(&["verify", "--man=no"], &as_built(dir))?;
+    let ours = said.lines().filter(|line| line.contains("fwupdated"));
+    Some(ours.map(str::to_owned).collect())
+}
+
+#[test]
+fn systemd_has_nothing_to_say_against_the_units() {
+    let dir = tempfile::tempdir().unwrap();
+    if let Some(complaints) = complaints(dir.path()) {
+        assert!(complaints.is_empty(), "{complaints:#?}");
+    }
+}
+
+#[test]
+fn a_mistake_in_a_unit_would_be_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let unit = text("systemd/fwupdated.service").replace("WatchdogSec=", "WatchdogSecs=");
+    let path = dir.path().join("fwupdated.service");
+    fs::write(&path, unit).unwrap();
+    if let Some((_, said)) = systemd_analyze(&["verify", "--man=no"], &[path]) {
+        assert!(said.contains("WatchdogSecs"), "{said}");
+    }
+}
+
+#[test]
+fn the_sandbox_is_as_tight_as_stated() {
+    let unit = [root().join("systemd/fwupdated.service")];
+    let threshold = format!("--threshold={EXPOSURE}");
+    let arguments = ["security", "--offline=true", "--no-pager", &threshold];
+    if let Some((below, said)) = systemd_analyze(&arguments, &unit) {
+        assert!(below, "more open than {EXPOSURE} tenths:\n{said}");
+        assert!(said.contains("Overall exposure level"), "{said}");
+    }
+}
+
+fn without_links(path: &Path) -> PathBuf {
+    for (link, target) in LINKS {
+        if let Ok(rest) = path.strip_prefix(link) {
+            return Path::new(target).join(rest);
+        }
+    }
+    path.to_owned()
+}
+
+/// Whether the unit lets the daemon write to `path`.
+fn writable(unit: &str, path: &Path) -> bool {
+    assert_eq!(value(unit, "ProtectSystem"), "strict");
+    let managed = |key, base: &'static str| {
+        let names = values(unit, key);
+        names.into_iter().map(move |name| format!("{base}/{name}"))
+    };
+    let listed = values(unit, "ReadWritePaths")
+        .into_iter()
+        .map(|path| path.trim_start_matches('-').to_owned());
+    let path = without_links(path);
+    managed("StateDirectory", "/var/lib")
+        .chain(managed("RuntimeDirectory", "/run"))
+        .chain(listed)
+        .any(|allowed| path.starts_with(allowed))
+}
+
+#[test]
+fn every_path_of_the_default_configuration_fits_the_sandbox() {
+    let unit = text("systemd/fwupdated.service");
+    let config = Config::built_in();
+    for path in [
+        &config.state.directory,
+        &config.control.socket,
+        &config.bootloader.lock_file,
+        // Places of a bootloader environment in a file, on Debian and on Raspberry Pi OS.
+        Path::new("/boot/uboot.env"),
+        Path::new("/boot/firmware/uboot.env"),
+    ] {
+        assert!(writable(&unit, path), "{} is read-only", path.display());
+    }
+    assert!(!writable(&unit, Path::new("/etc/passwd")));
+
+    let mut read = vec![
+        config.bootloader.env_config.clone(),
+        config.policy.hook_dir.clone(),
+        config.health.hook_dir.clone(),
+        config.control.os_release.clone(),
+    ];
+    read.extend(config.hub.connection_string_file.clone());
+    read.extend(config.trust.key_dirs.clone());
+    read.extend(config.trust.revoked_dirs.clone());
+    read.extend(fwupdated::config::FILES.map(PathBuf::from));
+    read.push(fwupdated::config::DROP_IN_DIR.into());
+    for key in [
+        "InaccessiblePaths",
+        "TemporaryFileSystem",
+        "NoExecPaths",
+        "RootDirectory",
+        "RootImage",
+    ] {
+        assert!(
+            values(&unit, key).is_empty(),
+            "{key}= hides paths: check them here"
+        );
+    }
+    for path in read {
+        let path = without_links(&path);
+        // PrivateTmp= replaces these.
+        assert!(
+            !path.starts_with("/tmp") && !path.starts_with("/var/tmp"),
+            "{path:?}"
+        );
+        assert!(
+            !["/home", "/root", "/run/user"]
+                .iter()
+                .any(|hidden| path.starts_with(hidden))
+        );
+    }
+}
+
+#[test]
+fn block_devices_can_be_written_and_nothing_undoes_it() {
+    let unit = text("systemd/fwupdated.service");
+    assert_eq!(values(&unit, "DeviceAllow"), ["block-*", "rw"]);
+    assert!(
+        values(&unit, "PrivateDevices").is_empty(),
+        "it hides block devices"
+    );
+    assert!(
+        values(&unit, "PrivateUsers").is_empty(),
+        "root must own devices"
+    );
+    let kept = values(&unit, "CapabilityBoundingSet");
+    for capability in ["CAP_SYS_ADMIN", "CAP_SYS_BOOT"] {
+        assert!(kept.iter().any(|kept| kept == capability), "{capability}");
+    }
+}
+
+#[test]
+fn what_the_daemon_reads_of_proc_and_the_network_is_left_to_it() {
+    let unit = text("systemd/fwupdated.service");
+    for key in [
+        "ProcSubset",
+        "PrivateNetwork",
+        "IPAddressDeny",
+        "ProtectProc",
+    ] {
+        assert!(values(&unit, key).is_empty(), "{key}=");
+    }
+    let families = values(&unit, "RestrictAddressFamilies");
+    for family in ["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"] {
+        assert!(families.iter().any(|allowed| allowed == family), "{family}");
+    }
+}
+
+#[test]
+fn the_daemon_speaks_to_systemd_as_the_unit_expects() {
+    let unit = text("systemd/fwupdated.service");
+    let daemon = text("src/daemon/mod.rs");
+    assert_eq!(value(&unit, "Type"), "notify");
+    assert!(daemon.contains("service_manager::ready()"));
+    assert!(!values(&unit, "WatchdogSec").is_empty());
+    assert!(text("src/daemon/supervise.rs").contains("watchdog_ping()"));
+    // The credential's name: `NAME:FILE`.
+    let credential = value(&unit, "LoadCredential");
+    let (name, file) = credential.split_once(':').unwrap();
+    assert!(daemon.contains(&format!(".join(\"{name}\")")), "{name}");
+    assert!(
+        !file.contains('/'),
+        "with a whole path a missing file is an error"
+    );
+    assert!(
+        text("systemd/tmpfiles.d/fwupdated.conf").contains(&format!("/etc/credstore/{file} ")),
+        "its mode is kept"
+    );
+    // A daemon that gave up for good could not be repaired from afar.
+    assert_eq!(value(&unit, "StartLimitIntervalSec"), "0");
+    assert!(values(&unit, "RestartPreventExitStatus").is_empty());
+}
+
+#[test]
+fn what_the_health_gate_asks_for_by_default_is_pulled_in() {
+    let unit = text("systemd/fwupdated.service");
+    let wanted = values(&unit, "Wants");
+    for needed in Config::built_in().health.units {
+        assert!(wanted.contains(&needed), "nothing starts {needed}");
+        assert!(
+            !values(&unit, "After").contains(&needed),
+            "it would wait for {needed}"
+        );
+    }
+}
+
+fn minutes(text: &str) -> Duration {
+    let number = text.strip_suffix("min").expect("minutes");
+    Duration::from_secs(60 * number.parse::<u64>().unwrap())
+}
+
+#[test]
+fn a_trial_s_last_resort_comes_after_the_daemon_s_own_deadline_and_only_in_a_trial() {
+    let timer = text("systemd/fwupdated-trial.timer");
+    let after = minutes(&value(&timer, "OnBootSec"));
+    assert!(after >= Config::built_in().health.deadline + Duration::from_secs(300));
+    let service = text("systemd/fwupdated-trial.service");
+    let script = text("packaging/uboot/boot.cmd");
+    for unit in [&timer, &service] {
+        // The condition has a `=` of its own.
+        let condition = "ConditionKernelCommandLine=fwupdated.boot=trial\n";
+        assert!(unit.contains(condition));
+    }
+    assert!(script.contains("fwupdated.boot=${fwup_boot}") && script.contains("fwup_boot=trial\n"));
+    assert!(service.contains(fwupdated::platform::uboot_env::names::TRIAL));
+    assert!(
+        values(&text("systemd/fwupdated.service"), "Also")
+            .contains(&"fwupdated-trial.timer".to_owned())
+    );
+}
+
+#[test]
+fn the_group_of_the_socket_is_made_and_the_operator_s_folders_too() {
+    let unit = text("systemd/fwupdated.service");
+    let group = value(&unit, "Group");
+    let sysusers = text("systemd/sysusers.d/fwupdated.conf");
+    assert!(
+        sysusers
+            .lines()
+            .any(|line| line.starts_with(&format!("g {group} ")))
+    );
+
+    let tmpfiles = text("systemd/tmpfiles.d/fwupdated.conf");
+    let made: BTreeSet<_> = tmpfiles
+        .lines()
+        .filter_map(|line| line.strip_prefix("d ")?.split_whitespace().next())
+        .collect();
+    let config = Config::built_in();
+    let mut folders = vec![config.policy.hook_dir, config.health.hook_dir];
+    folders.extend(config.trust.key_dirs);
+    folders.extend(config.trust.revoked_dirs);
+    folders.push(fwupdated::config::DROP_IN_DIR.into());
+    for folder in folders.iter().filter(|folder| folder.starts_with("/etc")) {
+        assert!(
+            made.contains(folder.to_str().unwrap()),
+            "{}",
+            folder.display()
+        );
+    }
+    let secret = config.hub.connection_string_file.unwrap();
+    let kept = tmpfiles
+        .lines()
+        .find(|line| line.starts_with(&format!("z {} ", secret.display())));
+    assert!(kept.is_some_and(|line| line.contains(" 0600 root root ")));
+}
+
+#[test]
+fn systemd_makes_the_operator_s_folders_and_the_group_from_these_files() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root may give files to root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |path: &str| dir.path().join(path.trim_start_matches('/'));
+    fs::create_dir_all(at("/etc/fwupdated")).unwrap();
+    fs::create_dir_all(at("/etc/credstore")).unwrap();
+    fs::write(at("/etc/passwd"), "root:x:0:0::/root:/bin/sh\n").unwrap();
+    fs::write(at("/etc/group"), "root:x:0:\n").unwrap();
+    let secret = at("/etc/fwupdated/connection-string");
+    fs::write(&secret, "HostName=x").unwrap();
+    for (tool, arguments, file) in [
+        (
+            "systemd-sysusers",
+            None,
+            "systemd/sysusers.d/fwupdated.conf",
+        ),
+        (
+            "systemd-tmpfiles",
+            Some("--create"),
+            "systemd/tmpfiles.d/fwupdated.conf",
+        ),
+    ] {
+        let mut root_argument = std::ffi::OsString::from("--root=");
+        root_argument.push(dir.path());
+        // With a root of its own the tool looks for the file there.
+        let copy = at(file.strip_prefix("systemd").unwrap());
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::copy(root().join(file), &copy).unwrap();
+        let output = Command::new(tool)
+            .arg(&root_argument)
+            .args(arguments)
+            .arg(&copy)
+            .output();
+        match output {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                let fine = said.lines().all(|line| line.starts_with("Creating group"));
+                assert!(output.status.success() && fine, "{tool}: {said}");
+            }
+            Err(error) => {
+                eprintln!("SKIPPED: {tool}: {error}");
+                return;
+            }
+        }
+    }
+    let groups = fs::read_to_string(at("/etc/group")).unwrap();
+    assert!(groups.contains("\nfwupdated:x:"), "{groups}");
+    assert!(at("/etc/fwupdated/health.d").is_dir());
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(
+        fs::metadata(secret).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+}

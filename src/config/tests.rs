@@ -1,3 +1,5 @@
+//! The configuration from its files to the valid value: layers, mistakes and where they are found.
+
 use std::time::Duration;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! The reporter on a clock of the test's own: what is sent when, and what is said again.
+
 use serde_json::json;
 
 use super::*;

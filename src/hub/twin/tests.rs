@@ -1,3 +1,5 @@
+//! The reported section: its shape for each stage, its size, and the hub's rules of merging.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -6,17 +6,18 @@
 //! the standard ports there: no name resolution, no conflict between tests, no change to the SDK. Port
 //! 443, for WebSocket, needs root; without it that one check is skipped with a word.
 //!
-//! The scripts are in `tests/sdk/`. Their Python environment is made once in the target directory. Where
-//! there is no Python or no package index the tests say `SKIPPED: ...`; with `SDK_INTEROP=required` they
-//! fail instead.
+//! The scripts are in `tests/sdk/`. Where there is no Python or no package index the tests say `SKIPPED: ...`;
+//! with `SDK_INTEROP=required` they fail instead.
+
+mod support;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use iothub_emulator::{Emulator, Options, StartError};
+use support::sdk::{python_or_skip, scripts};
 use tokio::process::Command;
 
 /// Longest time for one script.
@@ -33,16 +34,8 @@ async fn the_python_service_sdk_runs_unmodified_on_any_port() {
 }
 
 async fn run(script: &str, https_port: u16) {
-    let python = match python() {
-        Ok(python) => python,
-        Err(reason) => {
-            assert!(
-                std::env::var_os("SDK_INTEROP").is_none_or(|value| value != "required"),
-                "{reason}"
-            );
-            eprintln!("SKIPPED: {script}: {reason}");
-            return;
-        }
+    let Some(python) = python_or_skip(script) else {
+        return;
     };
     let directory = tempfile::tempdir().unwrap();
     let ready_file = directory.path().join("ready.json");
@@ -98,7 +91,10 @@ async fn start(https_port: u16, ready_file: &Path, wire_log: &Path) -> Emulator 
             Err(StartError::Listen { source, .. })
                 if source.kind() == std::io::ErrorKind::PermissionDenied =>
             {
-                eprintln!("SKIPPED: WebSocket: port {https_port} of {address} needs root");
+                support::skipped(
+                    "WebSocket",
+                    &format!("port {https_port} of {address} needs root"),
+                );
                 Emulator::start(options(0)).await
             }
             started => started,
@@ -109,57 +105,4 @@ async fn start(https_port: u16, ready_file: &Path, wire_log: &Path) -> Emulator 
         }
     }
     panic!("no loopback address has its port 8883 free: {last_error:?}");
-}
-
-fn scripts() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk")
-}
-
-/// The interpreter of an environment with the pinned SDKs, made when missing or outdated.
-fn python() -> Result<PathBuf, String> {
-    static PYTHON: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    PYTHON.get_or_init(make_environment).clone()
-}
-
-fn make_environment() -> Result<PathBuf, String> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let environment = target.parent().unwrap_or(target).join("sdk-venv");
-    let python = environment.join("bin/python");
-    let requirements = scripts().join("requirements.txt");
-    let wanted = std::fs::read_to_string(&requirements).map_err(|error| error.to_string())?;
-    let stamp = environment.join("installed.txt");
-    if python.exists() && std::fs::read_to_string(&stamp).is_ok_and(|text| text == wanted) {
-        return Ok(python);
-    }
-    let run = |program: &Path, arguments: &[&str]| {
-        let output = std::process::Command::new(program)
-            .args(arguments)
-            .output()
-            .map_err(|error| format!("cannot run {}: {error}", program.display()))?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(format!(
-                "{} {} failed: {}",
-                program.display(),
-                arguments.join(" "),
-                String::from_utf8_lossy(&output.stderr).trim()
-            )),
-        }
-    };
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    run(
-        Path::new("python3"),
-        &["-m", "venv", "--clear", &text(&environment)],
-    )?;
-    let pip = [
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-r",
-    ];
-    run(&python, &[&pip[..], &[&text(&requirements)]].concat())?;
-    std::fs::write(&stamp, wanted).map_err(|error| error.to_string())?;
-    Ok(python)
 }

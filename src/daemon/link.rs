@@ -43,6 +43,8 @@ pub struct Link {
     events: mpsc::Receiver<HubEvent>,
     commands: mpsc::Sender<Command>,
     published: watch::Receiver<Published>,
+    /// Whether the updater is still there: at a stop it may be gone before its last words are told.
+    publishing: bool,
     reporter: Reporter,
     /// Final reports handed to the reporter already, by update id.
     handed_over: Vec<String>,
@@ -75,6 +77,7 @@ impl Link {
             events,
             commands,
             published,
+            publishing: true,
             reporter,
             handed_over: Vec::new(),
             shown: (String::new(), 0),
@@ -121,7 +124,7 @@ impl Link {
         let wake = self.reporter.poll_timeout();
         tokio::select! {
             // The status itself is looked at in the next turn.
-            changed = self.published.changed() => return changed.is_ok(),
+            changed = self.published.changed(), if self.publishing => self.publishing = changed.is_ok(),
             event = self.events.recv() => match event {
                 Some(event) => self.hear(event).await,
                 None => return false,

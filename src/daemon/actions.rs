@@ -213,7 +213,11 @@ impl Run {
                 verified.await.map(|()| Event::SlotMatches)
             }
             Action::ArmSlot(written) => self.arm(written).await,
-            Action::Reboot => self.reboot().await,
+            // Nothing of it needs to end well: the reboot happens by itself, or is asked for again.
+            Action::Reboot => tokio::select! {
+                event = self.reboot() => event,
+                () = self.cancel.cancelled() => return,
+            },
             Action::WatchHealth(written) => self.watch_health(&written).await,
             Action::MarkGood(slot) => self.mark_good(slot).await,
             Action::Finish(_) => return,

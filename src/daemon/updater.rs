@@ -338,10 +338,6 @@ impl Updater {
         let target = match tokio::time::timeout(PREFLIGHT_LIMIT, check).await {
             Ok(Ok(target)) => target,
             Ok(Err(refusal)) => {
-                warn!(
-                    code = refusal.failure.code,
-                    "request refused: {}", refusal.failure
-                );
                 return (refusal.answer(), Some(refusal.failure));
             }
             Err(_) => {

@@ -35,6 +35,14 @@ impl Meter {
         }
     }
 
+    /// Another update: everything counts from zero.
+    pub fn reset(&self) {
+        self.begin(0);
+        for count in [&self.downloaded, &self.reused, &self.written] {
+            count.store(0, Relaxed);
+        }
+    }
+
     /// A stage over `total` raw bytes begins; 0 while the total is not known.
     pub fn begin(&self, total: u64) {
         self.done.store(0, Relaxed);

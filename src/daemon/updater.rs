@@ -559,7 +559,7 @@ impl Updater {
 
     fn finish(&mut self, finished: &Finished) {
         let report = self.saved.finish(finished, self.meter.progress());
-        self.meter.begin(0);
+        self.meter.reset();
         match &report.error {
             None => info!(
                 fwup_update_id = report.id,

@@ -9,3 +9,5 @@ mod images;
 mod payloads;
 #[path = "bad_input/scene.rs"]
 mod scene;
+#[path = "bad_input/server.rs"]
+mod server;

@@ -140,7 +140,7 @@ async fn a_server_in_trouble_is_asked_again_and_given_up_within_the_budget() {
     let good = fs::read(scene.image("1.1.0").file).unwrap();
     let middle = good.len() as u64 / 2;
     let hour: &[_] = &[("retry-after", "3600")];
-    let busy = at_header("server-busy", "tried again");
+    let busy = at_header("server-busy", "look at the server");
     let cases = [
         ("internal-error", Fault::Status(500, &[], ""), busy),
         ("unavailable", Fault::Status(503, &[], ""), busy),
@@ -163,17 +163,17 @@ async fn a_server_in_trouble_is_asked_again_and_given_up_within_the_budget() {
         (
             "drops-in-header",
             Fault::DropAt(100),
-            at_header("download-dropped", "continues there"),
+            at_header("download-dropped", "check the network"),
         ),
         (
             "drops",
             Fault::DropAt(middle),
-            in_slot("download-dropped", "continues there"),
+            in_slot("download-dropped", "check the network"),
         ),
         (
             "short-body",
             Fault::EndAt(middle),
-            in_slot("download-dropped", "continues there"),
+            in_slot("download-dropped", "check the network"),
         ),
     ];
     for (case, fault, expected) in cases {

@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "bad_input/environment.rs"]
+mod environment;
 #[path = "bad_input/images.rs"]
 mod images;
 #[path = "bad_input/payloads.rs"]

@@ -37,6 +37,7 @@ use crate::{
         machine::{self, Action, Event, Finished, Job, Refused, State},
         request::{Origin, Request},
         status::{HubStatus, Progress, SlotState, Status, Times, UpdateReport},
+        uri::PackageUri,
     },
 };
 
@@ -430,10 +431,7 @@ impl Updater {
                     fwupdated_error_code = failure.code,
                     "the twin's desired firmware is refused: {failure}"
                 );
-                let uri = "https://unreadable.invalid/"
-                    .parse()
-                    .expect("a constant URL");
-                let request = Request::new(uri, Origin::Desired);
+                let request = Request::new(PackageUri::unknown(), Origin::Desired);
                 self.saved.refuse(
                     &request,
                     new_id(),

@@ -58,7 +58,16 @@ impl Coded for UriError {
     }
 }
 
+/// What stands where no address is known; it cannot exist (RFC 6761).
+const UNKNOWN: &str = "https://unknown.invalid/";
+
 impl PackageUri {
+    /// For an update whose address is not known. Shown as `unknown`.
+    #[must_use]
+    pub fn unknown() -> Self {
+        UNKNOWN.parse().expect("a constant URL")
+    }
+
     /// The whole address, secrets included: only for the request line.
     #[must_use]
     pub fn secret(&self) -> &Url {
@@ -128,6 +137,9 @@ impl FromStr for PackageUri {
 impl fmt::Display for PackageUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let url = &self.0;
+        if url.as_str() == UNKNOWN {
+            return f.write_str("unknown");
+        }
         write!(f, "{}://{}", url.scheme(), self.host())?;
         if let Some(port) = url.port() {
             write!(f, ":{port}")?;
@@ -197,6 +209,14 @@ mod tests {
             assert_eq!(error.code(), code, "{text}");
             assert!(!error.to_string().contains("SECRET"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_unknown_address_says_so_and_survives_the_state_file() {
+        let uri = PackageUri::unknown();
+        assert_eq!(uri.to_string(), "unknown");
+        let text = serde_json::to_string(&uri).unwrap();
+        assert_eq!(serde_json::from_str::<PackageUri>(&text).unwrap(), uri);
     }
 
     #[test]

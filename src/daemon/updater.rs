@@ -319,9 +319,13 @@ impl Updater {
                 let _ = reply.send(answer);
             }
             Command::Delivered { update_id } => {
+                let known = self.saved.outbox.len();
                 self.saved.outbox.retain(|report| report.id != update_id);
-                self.save().await;
-                self.publish();
+                // After a start the hub confirms what it confirmed before.
+                if self.saved.outbox.len() < known {
+                    self.save().await;
+                    self.publish();
+                }
             }
             Command::Desired(desired) => {
                 self.desired.handle_whole(&desired);
@@ -498,7 +502,8 @@ impl Updater {
     }
 
     async fn tick(&mut self) {
-        if self.unsaved.is_some() {
+        let was_unsaved = self.unsaved.is_some();
+        if was_unsaved {
             self.save().await;
         }
         if self.board.is_err() && self.looked.elapsed() >= LOOK_AGAIN {
@@ -508,7 +513,7 @@ impl Updater {
         if self.held_up.as_ref().is_some_and(due) {
             self.follow_desired().await;
         }
-        if self.saved.machine != State::Idle || self.unsaved.is_some() {
+        if self.saved.machine != State::Idle || was_unsaved {
             self.publish();
         }
     }

@@ -35,12 +35,13 @@ impl Meter {
         }
     }
 
-    /// Another update: everything counts from zero.
-    pub fn reset(&self) {
-        self.begin(0);
-        for count in [&self.downloaded, &self.reused, &self.written] {
-            count.store(0, Relaxed);
-        }
+    /// Counts on from `progress`: from zero for another update, from what survived after a start.
+    pub fn set(&self, progress: Progress) {
+        self.done.store(progress.bytes_done, Relaxed);
+        self.total.store(progress.bytes_total, Relaxed);
+        self.downloaded.store(progress.bytes_downloaded, Relaxed);
+        self.reused.store(progress.bytes_reused, Relaxed);
+        self.written.store(progress.bytes_written, Relaxed);
     }
 
     /// A stage over `total` raw bytes begins; 0 while the total is not known.

@@ -37,6 +37,9 @@ pub struct Saved {
     pub version: u32,
     /// Where the update under way stands.
     pub machine: State,
+    /// Its bytes so far.
+    #[serde(default)]
+    pub progress: Progress,
     /// The last finished update.
     #[serde(default)]
     pub last: Option<UpdateReport>,
@@ -90,6 +93,7 @@ impl Default for Saved {
         Self {
             version: SCHEMA,
             machine: State::Idle,
+            progress: Progress::default(),
             last: None,
             last_success: None,
             outbox: Vec::new(),

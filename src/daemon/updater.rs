@@ -36,7 +36,7 @@ use crate::{
         failure::{Class, Failure},
         machine::{self, Action, Event, Finished, Job, Refused, State},
         request::{Origin, Request},
-        status::{HubStatus, SlotState, Status, Times, UpdateReport},
+        status::{HubStatus, Progress, SlotState, Status, Times, UpdateReport},
     },
 };
 
@@ -143,6 +143,7 @@ impl Updater {
         let text = "fwupdated looks at its slots and the bootloader";
         let board = Err(Failure::new("starting", Class::Wait, text));
         let meter = actions.meter();
+        meter.set(saved.progress);
         let initial = Published {
             status: status(&config, &board, &saved, &hub, None, None, &meter),
             outbox: saved.outbox.clone(),
@@ -610,7 +611,7 @@ impl Updater {
 
     fn finish(&mut self, finished: &Finished) {
         let report = self.saved.finish(finished, self.meter.progress());
-        self.meter.reset();
+        self.meter.set(Progress::default());
         match &report.error {
             None => info!(
                 fwup_update_id = report.id,
@@ -644,6 +645,7 @@ impl Updater {
 
     /// Saves; on failure it is tried again at each tick.
     async fn save(&mut self) -> bool {
+        self.saved.progress = self.meter.progress();
         self.saved.status = Some(self.status());
         let (store, saved) = (self.store.clone(), self.saved.clone());
         match blocking(move || store.save(&saved)).await {

@@ -63,7 +63,13 @@ async fn connected(events: &mut Events) -> (u64, Value, Value) {
 /// The code of the next failure.
 async fn failure(events: &mut Events) -> String {
     match next(events).await {
-        HubEvent::Disconnected { failure } => failure.code,
+        HubEvent::Disconnected { failure } => {
+            // Words for people, none of the libraries' layers and manuals.
+            for foreign in ["docs.rs", "Mqtt", "IO:", "serialization"] {
+                assert!(!failure.message.contains(foreign), "{failure}");
+            }
+            failure.code
+        }
         other => panic!("{other:?}"),
     }
 }

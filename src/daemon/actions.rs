@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
+    time::Instant,
 };
 
 use super::{
@@ -83,7 +84,7 @@ struct Run {
 }
 
 impl Actions {
-    /// Nothing runs yet. Without a context (a board that cannot be updated) nothing ever does.
+    /// Nothing runs yet, and nothing does without a context (a board that cannot be updated).
     pub fn new(meter: Arc<Meter>) -> Self {
         let (sender, reports) = mpsc::unbounded_channel();
         Self {
@@ -133,6 +134,17 @@ impl Actions {
                 let _ = task.await;
             }));
         }
+    }
+
+    /// Waits until an interrupted action has let go of the slot; false when it has not by `deadline`.
+    pub async fn settled(&mut self, deadline: Instant) -> bool {
+        if let Some(ending) = &mut self.ending {
+            if tokio::time::timeout_at(deadline, ending).await.is_err() {
+                return false;
+            }
+            self.ending = None;
+        }
+        true
     }
 
     /// Interrupts and waits, for a bounded time: a thread may be within a slow write.
@@ -213,7 +225,11 @@ impl Run {
                 verified.await.map(|()| Event::SlotMatches)
             }
             Action::ArmSlot(written) => self.arm(written).await,
-            Action::Reboot => self.reboot().await,
+            // Nothing of it needs to end well: the reboot happens by itself, or is asked for again.
+            Action::Reboot => tokio::select! {
+                event = self.reboot() => event,
+                () = self.cancel.cancelled() => return,
+            },
             Action::WatchHealth(written) => self.watch_health(&written).await,
             Action::MarkGood(slot) => self.mark_good(slot).await,
             Action::Finish(_) => return,

@@ -18,6 +18,7 @@ use zbus::{connection, fdo, interface};
 
 use super::{
     control_names::PATH,
+    logging::answered,
     updater::{Command, Published},
 };
 use crate::{
@@ -145,12 +146,15 @@ impl Manager {
             }
             Err(answer) => answer,
         };
+        answered("local install", &answer);
         document(&answer)
     }
 
     /// Cancels the update under way.
     async fn cancel(&self) -> fdo::Result<String> {
-        document(&self.ask(|reply| Command::Cancel { reply }).await)
+        let answer = self.ask(|reply| Command::Cancel { reply }).await;
+        answered("local cancel", &answer);
+        document(&answer)
     }
 }
 

@@ -7,9 +7,10 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
+    logging::answered,
     supervise::raised,
     updater::{Command, Published},
 };
@@ -316,11 +317,7 @@ impl Link {
                 let text = "the device is too slow to answer now; ask for firmwareUpdateStatus";
                 Answer::unavailable(&Failure::new("answer-late", Class::Retry, text))
             });
-            info!(
-                "method {} answered with {}",
-                name.escape_debug(),
-                answer.status
-            );
+            answered(format_args!("method {}", name.escape_debug()), &answer);
             reply.send(answer);
         });
     }

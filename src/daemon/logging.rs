@@ -3,9 +3,12 @@
 //! `FWUPDATED_LOG` takes a filter like `debug` or `fwupdated::hub=debug`; the default is `info`.
 //! Fields of our events start with `fwupdated_`, so that none can shadow one of the journal's own.
 
-use std::io::IsTerminal;
+use std::{fmt::Display, io::IsTerminal};
 
+use tracing::{info, warn};
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::hub::method::Answer;
 
 /// Starts logging. A journal that cannot be reached is no reason not to run: then standard error is used.
 pub fn start() {
@@ -24,6 +27,17 @@ pub fn start() {
     tracing_subscriber::registry()
         .with(layer.with_filter(filter))
         .init();
+}
+
+/// Notes how `call` was answered; a refusal with its reason.
+pub fn answered(call: impl Display, answer: &Answer) {
+    let Answer { status, body } = answer;
+    match (body["code"].as_str(), body["message"].as_str()) {
+        (Some(code), Some(message)) => {
+            warn!(code, "{call} answered with {status}: {message} [{code}]");
+        }
+        _ => info!("{call} answered with {status}"),
+    }
 }
 
 /// The journal, if our standard error goes there (systemd.exec(5), `JOURNAL_STREAM`).

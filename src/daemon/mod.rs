@@ -27,15 +27,14 @@ pub mod store;
 pub mod supervise;
 pub mod updater;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use self::{
-    actions::{Actions, Context},
-    board::Board,
+    actions::Actions,
     link::Link,
     meter::Meter,
     store::Store,
@@ -51,6 +50,9 @@ use crate::{
 
 /// Exit code for a configuration or state directory that makes running impossible (sysexits.h, `EX_CONFIG`).
 const CONFIG_ERROR: u8 = 78;
+
+/// How long the first look at slots and bootloader may hold up everything else.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 
 /// Firmware updater for A/B devices on Azure IoT Hub.
 #[derive(Parser)]
@@ -91,7 +93,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => {
             let result = runtime.block_on(run(Arc::new(config)));
             // A thread that hangs in a device's driver must not keep the process.
-            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+            runtime.shutdown_timeout(Duration::from_secs(1));
             result
         }
         Err(error) => {
@@ -128,36 +130,25 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
             "{failure}; it was moved aside and the daemon starts afresh"
         );
     }
-    let board = Board::open(&config);
     let fetcher = Fetcher::new(&config.fetch).map_err(|error| Failure::from(&error))?;
     let identity = identity(&config);
     let hub = hub_status(&identity);
 
     let (commands, inbox) = mpsc::channel(32);
     let actions = Actions::new(Arc::new(Meter::default()));
-    let (mut updater, published) = Updater::new(
+    let (updater, published) = Updater::new(
         config.clone(),
-        board.clone(),
+        fetcher,
         store,
         saved,
         hub.clone(),
         actions,
         inbox,
     );
-    if let Ok(board) = board {
-        let seed = hub
-            .device_id
-            .clone()
-            .unwrap_or_else(|| board.booted.boot_id.clone());
-        updater.equip(Context {
-            config: config.clone(),
-            board,
-            fetcher,
-            seed,
-            published: published.clone(),
-        });
-    }
     let updater = tokio::spawn(updater.run(stop.clone()));
+    // What the first look at the board finds is the first thing that anyone hears.
+    let mut first_look = published.clone();
+    let _ = tokio::time::timeout(FIRST_LOOK, first_look.changed()).await;
 
     let socket = config.control.socket.clone();
     let _guard = control::SocketGuard(socket.clone());
@@ -208,7 +199,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
 /// Returns when `task` has ended, without taking its result.
 async fn wait_for<T>(task: &tokio::task::JoinHandle<T>) {
     while !task.is_finished() {
-        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
 

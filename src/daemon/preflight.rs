@@ -4,6 +4,7 @@ use super::{board::Board, saved::Saved, store::Store};
 use crate::{
     config::Config,
     hub::method::Answer,
+    platform::slot_writer::SlotWriter,
     update::{
         failure::{Class, Failure},
         request::Request,
@@ -97,6 +98,8 @@ pub fn check(
         .slots
         .inactive()
         .map_err(|error| Refusal::from(Failure::from(&error)))?;
+    // Opened exclusively, so whoever has it mounted or held is found out; nothing is written.
+    SlotWriter::open(target.path()).map_err(|error| Refusal::from(Failure::from(&error)))?;
     store.check_writable()?;
     Ok(target.slot())
 }

@@ -64,12 +64,20 @@ impl Source {
     /// Reads the file from byte `start` up to `end` (exclusive), or to its end. Blocks until the server
     /// answered; not to be called from a task.
     ///
+    /// A server without ranges is asked for the file from its first byte, and what lies before `start` is
+    /// thrown away: the answer to a request for a part could not be told from another version's.
+    ///
     /// # Errors
     /// When the server refuses, the file changed since the first call, or the retry budget is used up.
     pub fn read(&self, start: u64, end: Option<u64>) -> Result<SourceReader, Failure> {
         self.cancel.check()?;
         let expected = self.seen.lock().expect("no panic while held").clone();
+        let skip = match &expected {
+            Some(seen) if !seen.ranges => start,
+            _ => 0,
+        };
         let validator = expected.map(|seen| seen.validator);
+        let start = start - skip;
         let range = ByteRange { start, end };
         let opening = self.fetcher.open(&self.uri, range, validator.as_ref());
         let download = self.runtime.block_on(async {
@@ -98,6 +106,7 @@ impl Source {
         Ok(SourceReader {
             pieces,
             piece: Bytes::new(),
+            skip,
         })
     }
 
@@ -107,7 +116,7 @@ impl Source {
     pub fn read_in_windows(&self) -> Windows<'_> {
         Windows {
             source: self,
-            next: 0,
+            next: Some(0),
             window: FIRST_WINDOW,
             reader: None,
         }
@@ -224,8 +233,8 @@ async fn pump(
 /// See [`Source::read_in_windows`].
 pub struct Windows<'a> {
     source: &'a Source,
-    /// Where the next request begins.
-    next: u64,
+    /// Where the next request begins; `None` when there will be no other.
+    next: Option<u64>,
     window: u64,
     reader: Option<SourceReader>,
 }
@@ -240,11 +249,15 @@ impl Read for Windows<'_> {
                     return Ok(count);
                 }
             }
-            if self.source.total().is_some_and(|total| self.next >= total) {
-                return Ok(0);
-            }
-            let end = self.next + self.window;
-            let reader = self.source.read(self.next, Some(end)).map_err(|failure| {
+            let start = match (self.next, self.source.total()) {
+                (Some(start), total) if total.is_none_or(|total| start < total) => start,
+                _ => return Ok(0),
+            };
+            // A server without ranges sends everything anyway: once more, then, and not again for each
+            // window.
+            let windows = start == 0 || self.source.supports_ranges();
+            let end = windows.then_some(start + self.window);
+            let reader = self.source.read(start, end).map_err(|failure| {
                 self.source.keep(failure);
                 io::Error::other("the download failed")
             })?;
@@ -258,13 +271,21 @@ impl Read for Windows<'_> {
 pub struct SourceReader {
     pieces: mpsc::Receiver<Bytes>,
     piece: Bytes,
+    /// Bytes still to be thrown away.
+    skip: u64,
 }
 
 impl Read for SourceReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
             match self.pieces.blocking_recv() {
-                Some(piece) => self.piece = piece,
+                Some(mut piece) => {
+                    let unwanted = usize::try_from(self.skip).unwrap_or(usize::MAX);
+                    let unwanted = unwanted.min(piece.len());
+                    piece.advance(unwanted);
+                    self.skip -= unwanted as u64;
+                    self.piece = piece;
+                }
                 None => return Ok(0),
             }
         }

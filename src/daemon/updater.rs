@@ -9,7 +9,10 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use tracing::{error, info, warn};
 
 use super::{
@@ -27,12 +30,14 @@ use crate::{
         desired::{self, DesiredTracker},
         method::Answer,
     },
+    platform::fetch::Fetcher,
     update::{
         boot,
         failure::{Class, Failure},
         machine::{self, Action, Event, Finished, Job, Refused, State},
         request::{Origin, Request},
         status::{HubStatus, Progress, SlotState, Status, Times, UpdateReport},
+        uri::PackageUri,
     },
 };
 
@@ -41,6 +46,11 @@ const TICK: Duration = Duration::from_millis(500);
 /// A preflight touches files only; one that takes longer means a medium in trouble, and the caller of a
 /// method is answered within a second.
 const PREFLIGHT_LIMIT: Duration = Duration::from_millis(800);
+/// How often a board that cannot be used is looked at again: a partition may appear late, an environment
+/// be restored, and a trial that waits for it must not be lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How often a desired version that the device cannot take now is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// What others ask of the updater.
 #[derive(Debug)]
@@ -100,7 +110,10 @@ pub struct Published {
 /// The task's own data.
 pub struct Updater {
     config: Arc<Config>,
+    fetcher: Fetcher,
     board: Result<Arc<Board>, Failure>,
+    /// When the board was last looked at.
+    looked: Instant,
     store: Store,
     saved: Saved,
     meter: Arc<Meter>,
@@ -113,29 +126,23 @@ pub struct Updater {
     published: watch::Sender<Published>,
     /// The state could not be saved; tried again at each tick.
     unsaved: Option<Failure>,
+    /// Why the desired version cannot be taken now, and when it is tried again.
+    held_up: Option<(Failure, Instant)>,
 }
 
 impl Updater {
-    /// An updater for this board with what survived.
+    /// An updater with what survived. It looks at the board when it runs.
     pub fn new(
         config: Arc<Config>,
-        board: Result<Arc<Board>, Failure>,
+        fetcher: Fetcher,
         store: Store,
-        mut saved: Saved,
+        saved: Saved,
         hub: HubStatus,
         actions: Actions,
         commands: mpsc::Receiver<Command>,
     ) -> (Self, watch::Receiver<Published>) {
-        if let Ok(board) = &board {
-            // The first start of a device: what runs is what was installed by hand, and it runs.
-            saved
-                .slots
-                .entry(board.booted.slot)
-                .or_insert_with(|| super::saved::SlotRecord {
-                    state: SlotState::Good,
-                    version: os_version(&config.control.os_release),
-                });
-        }
+        let text = "fwupdated looks at its slots and the bootloader";
+        let board = Err(Failure::new("starting", Class::Wait, text));
         let meter = actions.meter();
         meter.restore(&saved.progress);
         let initial = Published {
@@ -144,11 +151,13 @@ impl Updater {
             trail: Vec::new(),
         };
         let (published, receiver) = watch::channel(initial);
-        let (detail, trail, unsaved) = (None, Vec::new(), None);
+        let (detail, trail, unsaved, held_up) = (None, Vec::new(), None, None);
         let desired = DesiredTracker::new(saved.desired.clone());
         let updater = Self {
             config,
+            fetcher,
             board,
+            looked: Instant::now(),
             store,
             saved,
             meter,
@@ -160,13 +169,9 @@ impl Updater {
             commands,
             published,
             unsaved,
+            held_up,
         };
         (updater, receiver)
-    }
-
-    /// Gives the updater's actions what they work with.
-    pub fn equip(&mut self, context: Context) {
-        self.actions.equip(context);
     }
 
     /// Runs until `stop` is raised; then interrupts what is under way and waits for it. The next start goes
@@ -190,31 +195,31 @@ impl Updater {
         }
     }
 
-    /// The boot decision.
+    /// Looks at the board; when it can be used, the boot decision.
     async fn resume(&mut self) {
-        let board = match &self.board {
-            Ok(board) => board.clone(),
-            Err(failure) => {
-                error!(
-                    fwupdated_error_code = failure.code,
-                    "updates are not possible: {failure}"
-                );
-                return;
-            }
+        let config = self.config.clone();
+        let look = move || {
+            let board = Board::open(&config)?;
+            let boot_state = board.boot_state()?;
+            Ok::<_, Failure>((board, boot_state))
         };
-        let asked = board.clone();
-        let boot_state = match blocking(move || asked.boot_state()).await {
-            Ok(state) => state,
+        let found = blocking(look).await;
+        self.looked = Instant::now();
+        let (board, boot_state) = match found {
+            Ok(found) => found,
             Err(failure) => {
-                error!(
-                    fwupdated_error_code = failure.code,
-                    "updates are not possible: {failure}"
-                );
+                if self.board.as_ref().err() != Some(&failure) {
+                    error!(
+                        fwupdated_error_code = failure.code,
+                        "updates are not possible: {failure}"
+                    );
+                }
                 self.board = Err(failure);
                 self.publish();
                 return;
             }
         };
+        self.adopt(board.clone());
         let now = Timestamp::now();
         let resumed = boot::resume(
             &self.saved.machine,
@@ -246,6 +251,26 @@ impl Updater {
             }
         }
         self.enter(resumed.state, resumed.actions).await;
+    }
+
+    /// From now on updates are possible, on this board.
+    fn adopt(&mut self, board: Arc<Board>) {
+        // The first start of a device: what runs is what was installed by hand, and it runs.
+        let running = || super::saved::SlotRecord {
+            state: SlotState::Good,
+            version: os_version(&self.config.control.os_release),
+        };
+        let slots = &mut self.saved.slots;
+        slots.entry(board.booted.slot).or_insert_with(running);
+        let device = self.hub.device_id.clone();
+        self.actions.equip(Context {
+            config: self.config.clone(),
+            board: board.clone(),
+            fetcher: self.fetcher.clone(),
+            seed: device.unwrap_or_else(|| board.booted.boot_id.clone()),
+            published: self.published.subscribe(),
+        });
+        self.board = Ok(board);
     }
 
     async fn handle(&mut self, command: Command) {
@@ -338,25 +363,26 @@ impl Updater {
             Ok(board) => board.clone(),
             Err(failure) => return unavailable(failure.clone()),
         };
+        let deadline = Instant::now() + PREFLIGHT_LIMIT;
+        let slow = || {
+            let text =
+                "the device's storage answers too slowly to start an update; try again later";
+            Failure::new("storage-slow", Class::Wait, text)
+        };
+        if !self.actions.settled(deadline).await {
+            return unavailable(slow());
+        }
         let check = {
             let config = self.config.clone();
             let (request, saved, store) = (request.clone(), self.saved.clone(), self.store.clone());
             blocking(move || preflight::check(&request, &config, &board, &saved, &store))
         };
-        let target = match tokio::time::timeout(PREFLIGHT_LIMIT, check).await {
+        let target = match tokio::time::timeout_at(deadline, check).await {
             Ok(Ok(target)) => target,
             Ok(Err(refusal)) => {
-                warn!(
-                    fwupdated_error_code = refusal.failure.code,
-                    "request refused: {}", refusal.failure
-                );
                 return (refusal.answer(), Some(refusal.failure));
             }
-            Err(_) => {
-                let text =
-                    "the device's storage answers too slowly to start an update; try again later";
-                return unavailable(Failure::new("storage-slow", Class::Wait, text));
-            }
+            Err(_) => return unavailable(slow()),
         };
         let id = request.update_id.clone().unwrap_or_else(new_id);
         let (from_version, times) = (self.running_version(), Times::default());
@@ -389,7 +415,11 @@ impl Updater {
     /// Acts on the desired property when nothing is under way; else it waits, and the newest wins.
     async fn follow_desired(&mut self) {
         let busy = self.saved.machine != State::Idle || self.board.is_err();
+        let was_held_up = self.held_up.take().is_some();
         let Some(due) = self.desired.due(self.running_version().as_deref(), busy) else {
+            if was_held_up {
+                self.publish();
+            }
             return;
         };
         let before = std::mem::replace(&mut self.saved.desired, due.acted.clone());
@@ -401,10 +431,7 @@ impl Updater {
                     fwupdated_error_code = failure.code,
                     "the twin's desired firmware is refused: {failure}"
                 );
-                let uri = "https://unreadable.invalid/"
-                    .parse()
-                    .expect("a constant URL");
-                let request = Request::new(uri, Origin::Desired);
+                let request = Request::new(PackageUri::unknown(), Origin::Desired);
                 self.saved.refuse(
                     &request,
                     new_id(),
@@ -427,6 +454,9 @@ impl Updater {
                 if answer.status == 503 {
                     // Not the request's fault: it stays due.
                     self.saved.desired = before;
+                    let again = Instant::now() + TRY_AGAIN;
+                    self.held_up = refused.map(|failure| (failure, again));
+                    self.publish();
                     return;
                 }
                 let failure = refused.unwrap_or_else(|| {
@@ -473,6 +503,13 @@ impl Updater {
     async fn tick(&mut self) {
         if self.unsaved.is_some() {
             self.save().await;
+        }
+        if self.board.is_err() && self.looked.elapsed() >= LOOK_AGAIN {
+            self.resume().await;
+        }
+        let due = |(_, again): &(Failure, Instant)| *again <= Instant::now();
+        if self.held_up.as_ref().is_some_and(due) {
+            self.follow_desired().await;
         }
         if self.saved.machine != State::Idle || self.unsaved.is_some() {
             self.publish();
@@ -631,7 +668,8 @@ impl Updater {
 
     fn status(&self) -> Status {
         let detail = self.detail.clone();
-        let unsaved = self.unsaved.as_ref();
+        let held_up = self.held_up.as_ref().map(|(failure, _)| failure);
+        let unsaved = self.unsaved.as_ref().or(held_up);
         status(
             &self.config,
             &self.board,

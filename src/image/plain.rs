@@ -87,6 +87,18 @@ impl PlainError {
     pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
+
+    /// Whether a raw image can have `size` bytes.
+    ///
+    /// # Errors
+    /// [`PlainError::NotSectors`].
+    pub fn check_size(size: u64) -> Result<(), Self> {
+        if size > 0 && size.is_multiple_of(SECTOR) {
+            Ok(())
+        } else {
+            Err(Self::NotSectors(size))
+        }
+    }
 }
 
 impl Coded for PlainError {
@@ -281,9 +293,9 @@ impl<D: Read> Read for Sectors<D> {
             .read(buf)
             .map_err(|error| explain(self.kind, error))?;
         self.len += read as u64;
-        if read == 0 && !buf.is_empty() && (self.len == 0 || !self.len.is_multiple_of(SECTOR)) {
-            let error = PlainError::NotSectors(self.len);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        if read == 0 && !buf.is_empty() {
+            PlainError::check_size(self.len)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         }
         Ok(read)
     }

@@ -152,6 +152,18 @@ impl Fetcher {
                     self.goes_on();
                     return Ok(Download::new(self, uri, range, answer));
                 }
+                // An empty file has no first byte that could be asked for.
+                Err(FetchError::RangeUnsatisfiable {
+                    start: 0,
+                    total: Some(0),
+                    ..
+                }) => {
+                    let empty = Validator {
+                        length: Some(0),
+                        ..Validator::default()
+                    };
+                    return Ok(Download::empty(self, uri, range, Some(&empty)));
+                }
                 Err(error) => sleep_until(self.schedule(uri, error, &mut patience)?).await,
             }
         }

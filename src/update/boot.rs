@@ -14,6 +14,7 @@ use super::{
     request::{Origin, Request},
     slot::Slot,
     status::{Times, UpdateReport},
+    uri::PackageUri,
 };
 
 /// What to do at the start.
@@ -322,11 +323,10 @@ fn disagreement(booted: Slot, instead: &str) -> Failure {
 
 /// The update of a trial boot that only the bootloader knows of. What its image was is not known.
 fn adopted(id: &str, slot: Slot, now: Timestamp) -> Written {
-    let uri = "https://unknown.invalid/".parse().expect("a constant URL");
     Written {
         job: Job {
             id: id.to_owned(),
-            request: Request::new(uri, Origin::Local),
+            request: Request::new(PackageUri::unknown(), Origin::Local),
             target: slot,
             from_version: None,
             times: Times {

@@ -10,7 +10,7 @@ use super::failure::{Class, Coded};
 /// Longest address taken; longer ones are a mistake or an attack (the twin holds 4 KB strings).
 const MAX_LENGTH: usize = 2048;
 
-/// The `http` or `https` address of an image. `Display` and `Debug` leave out user info, query and
+/// The `http` or `https` address of an image, without user info. `Display` and `Debug` leave out query and
 /// fragment, where signed URLs keep their secrets; [`PackageUri::secret`] gives the whole.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PackageUri(Url);
@@ -26,6 +26,12 @@ pub enum UriError {
         "the image's address has the scheme `{0}`; only https:// is allowed (http:// for hosts in fetch.insecure_hosts)"
     )]
     Scheme(String),
+    /// It has a user name or password, which would end in shell histories, and which nobody would send.
+    #[error(
+        "the image's address contains a user name or password; take it out, and use a signed URL or \
+         fetch.authorization_file instead"
+    )]
+    UserInfo,
     /// Too long to be one.
     #[error("the image's address has {0} characters; at most {MAX_LENGTH} are allowed")]
     TooLong(usize),
@@ -41,6 +47,7 @@ impl Coded for UriError {
         match self {
             Self::Malformed(_) => "url-malformed",
             Self::Scheme(_) => "url-scheme",
+            Self::UserInfo => "url-user-info",
             Self::TooLong(_) => "url-too-long",
             Self::Insecure(_) => "url-insecure",
         }
@@ -51,7 +58,16 @@ impl Coded for UriError {
     }
 }
 
+/// What stands where no address is known; it cannot exist (RFC 6761).
+const UNKNOWN: &str = "https://unknown.invalid/";
+
 impl PackageUri {
+    /// For an update whose address is not known. Shown as `unknown`.
+    #[must_use]
+    pub fn unknown() -> Self {
+        UNKNOWN.parse().expect("a constant URL")
+    }
+
     /// The whole address, secrets included: only for the request line.
     #[must_use]
     pub fn secret(&self) -> &Url {
@@ -97,17 +113,33 @@ impl FromStr for PackageUri {
         if text.len() > MAX_LENGTH {
             return Err(UriError::TooLong(text.len()));
         }
-        let url = Url::parse(text).map_err(|error| UriError::Malformed(error.to_string()))?;
-        match url.scheme() {
-            "https" | "http" => Ok(Self(url)),
-            other => Err(UriError::Scheme(other.chars().take(20).collect())),
+        let malformed = |why: &str| UriError::Malformed(why.to_owned());
+        // The parser mends what browsers mend; in an address that a program sends it is a mistake.
+        if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err(malformed("it contains a space or a control character"));
         }
+        let url = Url::parse(text).map_err(|error| malformed(&error.to_string()))?;
+        if !matches!(url.scheme(), "https" | "http") {
+            let scheme = url.scheme().chars().take(20).collect();
+            return Err(UriError::Scheme(scheme));
+        }
+        let authority = text[url.scheme().len()..].strip_prefix("://");
+        if authority.is_none_or(|rest| rest.starts_with(['/', '\\', '?', '#'])) {
+            return Err(malformed("it does not begin with https:// and a host"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(UriError::UserInfo);
+        }
+        Ok(Self(url))
     }
 }
 
 impl fmt::Display for PackageUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let url = &self.0;
+        if url.as_str() == UNKNOWN {
+            return f.write_str("unknown");
+        }
         write!(f, "{}://{}", url.scheme(), self.host())?;
         if let Some(port) = url.port() {
             write!(f, ":{port}")?;
@@ -143,7 +175,7 @@ mod tests {
 
     #[test]
     fn secrets_of_a_signed_url_are_never_printed() {
-        let uri: PackageUri = "https://user:pw@store.example:8443/a/b.img?sig=SECRET#frag"
+        let uri: PackageUri = "https://store.example:8443/a/b.img?sig=SECRET#frag"
             .parse()
             .unwrap();
         assert_eq!(uri.to_string(), "https://store.example:8443/a/b.img");
@@ -161,6 +193,13 @@ mod tests {
             ("file:///etc/shadow", "url-scheme"),
             ("secureurl", "url-malformed"),
             ("https://", "url-malformed"),
+            ("https:///x", "url-malformed"),
+            ("https:host/x", "url-malformed"),
+            ("https:\\\\host\\x", "url-malformed"),
+            ("https://host/a b", "url-malformed"),
+            ("https://host/a\tb", "url-malformed"),
+            ("https://user@host/x", "url-user-info"),
+            ("https://:SECRET@host/x", "url-user-info"),
             (
                 &format!("https://h/{}", "x".repeat(MAX_LENGTH)),
                 "url-too-long",
@@ -168,7 +207,16 @@ mod tests {
         ] {
             let error = text.parse::<PackageUri>().unwrap_err();
             assert_eq!(error.code(), code, "{text}");
+            assert!(!error.to_string().contains("SECRET"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_unknown_address_says_so_and_survives_the_state_file() {
+        let uri = PackageUri::unknown();
+        assert_eq!(uri.to_string(), "unknown");
+        let text = serde_json::to_string(&uri).unwrap();
+        assert_eq!(serde_json::from_str::<PackageUri>(&text).unwrap(), uri);
     }
 
     #[test]

@@ -108,6 +108,14 @@ pub(crate) enum Fault {
     StallAfter(u64),
     /// The body ends properly after so many bytes, whatever was promised.
     EndAfter(u64),
+    /// As the three above, but at this byte of the file.
+    DropAt(u64),
+    /// See [`Fault::DropAt`].
+    StallAt(u64),
+    /// See [`Fault::DropAt`].
+    EndAt(u64),
+    /// This `Content-Length`, whatever comes.
+    Length(u64),
     /// So many more bytes than promised, after the others.
     Extra(u64),
     /// So many more bytes than promised, together with the last of the others.
@@ -538,9 +546,11 @@ fn respond(
     };
     let chunked = matches!(
         fault,
-        Some(Fault::EndAfter(_) | Fault::Extra(_) | Fault::ExtraAtOnce(_))
+        Some(Fault::EndAfter(_) | Fault::EndAt(_) | Fault::Extra(_) | Fault::ExtraAtOnce(_))
     );
-    if resource.length && !chunked {
+    if let Some(Fault::Length(length)) = fault {
+        set(header::CONTENT_LENGTH, &length.to_string());
+    } else if resource.length && !chunked {
         set(header::CONTENT_LENGTH, &(end - start).to_string());
     }
     let stream = Sending {
@@ -549,6 +559,7 @@ fn respond(
         end,
         left: match fault {
             Some(Fault::DropAfter(n) | Fault::StallAfter(n) | Fault::EndAfter(n)) => n,
+            Some(Fault::DropAt(n) | Fault::StallAt(n) | Fault::EndAt(n)) => n.saturating_sub(start),
             _ => u64::MAX,
         },
         extra: match fault {
@@ -605,10 +616,10 @@ impl Sending {
             // Lets what was sent before leave the server, so that tests can count on it.
             tokio::time::sleep(Duration::from_millis(30)).await;
             match self.fault {
-                Some(Fault::DropAfter(_)) => {
+                Some(Fault::DropAfter(_) | Fault::DropAt(_)) => {
                     return Some((Err(io::Error::other("dropped on request")), self));
                 }
-                Some(Fault::StallAfter(_)) => std::future::pending().await,
+                Some(Fault::StallAfter(_) | Fault::StallAt(_)) => std::future::pending().await,
                 _ => return None,
             }
         }

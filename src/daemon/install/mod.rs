@@ -24,8 +24,8 @@ use super::{
 use crate::{
     config::TrustConfig,
     image::{
-        DetachedSignatures, ImageKind, ManifestFrame, PlainKind, TrustStore, VerifiedManifest,
-        plain::DETECT_LEN,
+        DetachedSignatures, ImageKind, ManifestFrame, PlainError, PlainKind, TrustStore,
+        VerifiedManifest, plain::DETECT_LEN,
     },
     platform::{fetch::Fetcher, slot_writer::read_back, slots::InactiveSlot},
     update::{
@@ -96,6 +96,9 @@ impl Installer {
                 .map_err(|error| Failure::from(&error))?;
         }
         let size = source.total().filter(|_| kind == PlainKind::Raw);
+        if let Some(size) = size {
+            PlainError::check_size(size).map_err(|error| Failure::from(&error))?;
+        }
         let offer = Offer {
             version: request.version.clone(),
             size,

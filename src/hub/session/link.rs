@@ -8,6 +8,7 @@
 use std::{
     collections::HashSet,
     future::Future,
+    io,
     pin::Pin,
     time::{Duration, Instant},
 };
@@ -26,7 +27,9 @@ use tokio::{
 };
 use tracing::{debug, info};
 
-use super::{CLOCK_INTERVAL, Command, HubEvent, MethodCall, MethodReply, SessionError, Task};
+use super::{
+    CLOCK_INTERVAL, Command, HubEvent, MethodCall, MethodReply, SessionError, Task, error::Cause,
+};
 use crate::{
     hub::{
         backoff::Backoff,
@@ -502,7 +505,7 @@ impl<'a> Link<'a> {
         let options = &self.task.options;
         let at = format!("{}:{}", options.host, options.port);
         if self.since.is_some() {
-            let source = error.into();
+            let source = cause(error);
             return SessionError::Lost { at, source };
         }
         use ConnectReturnCode as Code;
@@ -522,15 +525,15 @@ impl<'a> Link<'a> {
             }
             error if is_tls(&error) => SessionError::Tls {
                 at,
-                source: error.into(),
+                source: cause(error),
             },
             ConnectionError::Io(source) => SessionError::Unreachable {
                 at,
-                source: source.into(),
+                source: cause(ConnectionError::Io(source)),
             },
             error => SessionError::ClosedEarly {
                 at,
-                source: error.into(),
+                source: cause(error),
             },
         }
     }
@@ -538,15 +541,34 @@ impl<'a> Link<'a> {
 
 /// Whether TLS itself failed, wherever in the handshake the library noticed.
 fn is_tls(error: &ConnectionError) -> bool {
-    let io = match error {
-        ConnectionError::Tls(rumqttc::TlsError::Io(io)) | ConnectionError::Io(io) => io,
-        ConnectionError::MqttState(StateError::Io(io)) => io,
-        ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(io))) => io,
-        ConnectionError::Tls(_) => return true,
-        _ => return false,
+    matches!(error, ConnectionError::Tls(tls) if !matches!(tls, rumqttc::TlsError::Io(_)))
+        || io_error(error)
+            .and_then(io::Error::get_ref)
+            .is_some_and(|inner| inner.is::<rustls::Error>())
+}
+
+/// The input or output that failed, wherever the library wrapped it.
+fn io_error(error: &ConnectionError) -> Option<&io::Error> {
+    match error {
+        ConnectionError::Tls(rumqttc::TlsError::Io(io))
+        | ConnectionError::Io(io)
+        | ConnectionError::MqttState(
+            StateError::Io(io) | StateError::Deserialization(mqttbytes::Error::Io(io)),
+        ) => Some(io),
+        _ => None,
+    }
+}
+
+/// The reason in words for people: the libraries' own name their layers and link to their manuals.
+fn cause(error: ConnectionError) -> Cause {
+    let words = match io_error(&error) {
+        Some(io) if io.kind() == io::ErrorKind::UnexpectedEof => {
+            "the other side closed it without a word".to_owned()
+        }
+        Some(io) => io.to_string(),
+        None => return error.into(),
     };
-    io.get_ref()
-        .is_some_and(|inner| inner.is::<rustls::Error>())
+    words.into()
 }
 
 /// The MQTT options of one connection.

@@ -258,7 +258,8 @@ impl Download {
         let Some(mut body) = self.body.take() else {
             return Ok(());
         };
-        if body.end.is_some_and(|end| body.at < end) {
+        let promised = body.end.or(self.total);
+        if promised.is_none_or(|end| body.at < end) {
             return Ok(());
         }
         match timeout(END_OF_BODY, body.response.chunk()).await {

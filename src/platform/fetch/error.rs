@@ -65,7 +65,7 @@ pub enum FetchError {
     },
     /// The certificate is not valid at the time this device believes it is.
     #[error(
-        "the certificate of {host} {problem}; a wrong clock is the usual reason (this is tried again once it is set), else the server needs a new certificate"
+        "the certificate of {host} {problem}; a wrong clock is the usual reason (see `timedatectl`), else the server needs a new certificate"
     )]
     CertificateTime {
         /// Whose.
@@ -93,7 +93,9 @@ pub enum FetchError {
         source: rustls::Error,
     },
     /// The server cannot do it now.
-    #[error("the server answered {status} for {uri}; it is tried again")]
+    #[error(
+        "the server answered {status} for {uri}: it cannot give the file now; look at the server"
+    )]
     Busy {
         /// What was asked for.
         uri: String,
@@ -219,7 +221,7 @@ pub enum FetchError {
         encoding: String,
     },
     /// The connection ended before the body did.
-    #[error("the connection broke after {at} bytes of {uri}; the download continues there")]
+    #[error("the connection broke after {at} bytes of {uri}; check the network and the server")]
     Dropped {
         /// What was asked for.
         uri: String,

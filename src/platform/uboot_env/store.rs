@@ -27,6 +27,8 @@ use crate::{
 
 /// How long another holder of the lock is waited for. `fw_setenv` needs milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
+/// The same for who only reads: the caller of a method waits for the answer meanwhile.
+const READ_LOCK_LIMIT: Duration = Duration::from_millis(500);
 
 /// Why the environment cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +40,7 @@ pub enum EnvError {
     #[error("{} is held by another program (fw_setenv?); try again", .0.display())]
     Locked(PathBuf),
     /// The lock cannot be made.
-    #[error("the lock {} cannot be taken", .file.display())]
+    #[error("the lock {} cannot be taken; check bootloader.lock_file", .file.display())]
     Lock {
         /// The file.
         file: PathBuf,
@@ -151,7 +153,7 @@ impl UbootEnv {
     /// # Errors
     /// [`EnvError`].
     pub fn read(&self) -> Result<Env, EnvError> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(READ_LOCK_LIMIT)?;
         Ok(self.load()?.copy.env)
     }
 
@@ -160,7 +162,7 @@ impl UbootEnv {
     /// # Errors
     /// [`EnvError`]: the variables of before are then still in force.
     pub fn update<T>(&self, change: impl FnOnce(&mut Env) -> T) -> Result<T, EnvError> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(LOCK_LIMIT)?;
         let Loaded { index, copy } = self.load()?;
         let mut env = copy.env.clone();
         let result = change(&mut env);
@@ -184,7 +186,7 @@ impl UbootEnv {
         &self,
         variables: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<(), EnvError> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(LOCK_LIMIT)?;
         match self.load() {
             Ok(_) => return Err(EnvError::Exists),
             Err(EnvError::NoGoodCopy { .. }) => {}
@@ -207,7 +209,7 @@ impl UbootEnv {
         Ok(())
     }
 
-    fn lock(&self) -> Result<Flock<File>, EnvError> {
+    fn lock(&self, limit: Duration) -> Result<Flock<File>, EnvError> {
         let failed = |source| EnvError::Lock {
             file: self.lock.clone(),
             source,
@@ -217,7 +219,7 @@ impl UbootEnv {
             let file = self.lock_file().map_err(failed)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(lock),
-                Err((_, nix::Error::EWOULDBLOCK)) if began.elapsed() < LOCK_LIMIT => {
+                Err((_, nix::Error::EWOULDBLOCK)) if began.elapsed() < limit => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err((_, nix::Error::EWOULDBLOCK)) => {
@@ -465,13 +467,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = env(dir.path(), 1);
         env.initialise([("a", "b")]).unwrap();
-        let held = env.lock().unwrap();
+        let held = env.lock(LOCK_LIMIT).unwrap();
         let waiting = env.clone();
         let reader = std::thread::spawn(move || waiting.read());
         std::thread::sleep(Duration::from_millis(100));
         drop(held);
         reader.join().unwrap().unwrap();
-        let _held = env.lock().unwrap();
+        let _held = env.lock(LOCK_LIMIT).unwrap();
         assert_eq!(env.read().unwrap_err().code(), "env-locked");
     }
 }

@@ -13,3 +13,7 @@ mod payloads;
 mod scene;
 #[path = "bad_input/server.rs"]
 mod server;
+#[path = "bad_input/slots.rs"]
+mod slots;
+#[path = "bad_input/state_directory.rs"]
+mod state_directory;

@@ -221,7 +221,11 @@ impl Link {
         } else {
             Change::Progress
         };
-        self.want(&status, change, None);
+        // What changes after the end of an update is told with that end, which it must not take back.
+        let ended = |update: &&UpdateReport| update.stage.is_final();
+        let ended = status.update.as_ref().filter(ended);
+        let terminal = ended.map(|update| update.id.clone());
+        self.want(&status, change, terminal);
         self.last = Some(status);
     }
 

@@ -325,9 +325,13 @@ impl Updater {
                 let _ = reply.send(answer);
             }
             Command::Delivered { update_id } => {
+                let known = self.saved.outbox.len();
                 self.saved.outbox.retain(|report| report.id != update_id);
-                self.save().await;
-                self.publish();
+                // After a start the hub confirms what it confirmed before.
+                if self.saved.outbox.len() < known {
+                    self.save().await;
+                    self.publish();
+                }
             }
             Command::Desired(desired) => {
                 self.desired.handle_whole(&desired);
@@ -501,7 +505,8 @@ impl Updater {
     }
 
     async fn tick(&mut self) {
-        if self.unsaved.is_some() {
+        let was_unsaved = self.unsaved.is_some();
+        if was_unsaved {
             self.save().await;
         }
         if self.board.is_err() && self.looked.elapsed() >= LOOK_AGAIN {
@@ -511,7 +516,7 @@ impl Updater {
         if self.held_up.as_ref().is_some_and(due) {
             self.follow_desired().await;
         }
-        if self.saved.machine != State::Idle || self.unsaved.is_some() {
+        if self.saved.machine != State::Idle || was_unsaved {
             self.publish();
         }
     }
@@ -642,8 +647,8 @@ impl Updater {
 
     /// Saves; on failure it is tried again at each tick.
     async fn save(&mut self) -> bool {
-        self.saved.status = Some(self.status());
         self.saved.progress = self.meter.progress();
+        self.saved.status = Some(self.status());
         let (store, saved) = (self.store.clone(), self.saved.clone());
         match blocking(move || store.save(&saved)).await {
             Ok(()) => {

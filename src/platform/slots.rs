@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::stat::{major, minor};
+
 use crate::{
     config::{BootloaderConfig, BootloaderKind, SlotsConfig},
     update::{
@@ -138,6 +140,35 @@ enum Identity {
     File { dev: u64, ino: u64 },
 }
 
+impl Identity {
+    fn of(meta: &fs::Metadata) -> Option<Self> {
+        if meta.file_type().is_block_device() {
+            Some(Self::Device(meta.rdev()))
+        } else if meta.is_file() {
+            let (dev, ino) = (meta.dev(), meta.ino());
+            Some(Self::File { dev, ino })
+        } else {
+            None
+        }
+    }
+
+    /// Where its bytes lie: a loop device's in the file behind it, from an offset on.
+    fn bytes(self) -> (Self, u64) {
+        let Self::Device(number) = self else {
+            return (self, 0);
+        };
+        let (major, minor) = (major(number), minor(number));
+        let folder = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/loop"));
+        let behind = || {
+            let file = fs::read_to_string(folder.join("backing_file")).ok()?;
+            let file = Self::of(&fs::metadata(file.trim_end_matches('\n')).ok()?)?;
+            let offset = fs::read_to_string(folder.join("offset")).ok()?;
+            Some((file, offset.trim().parse().ok()?))
+        };
+        behind().unwrap_or((self, 0))
+    }
+}
+
 impl Slots {
     /// Checks that both slots exist and differ.
     ///
@@ -191,7 +222,7 @@ impl Slots {
     fn resolve_both(&self) -> Result<[(PathBuf, Identity); 2], SlotsError> {
         let a = resolve(Slot::A, &self.a)?;
         let b = resolve(Slot::B, &self.b)?;
-        if a.1 == b.1 {
+        if a.1.bytes() == b.1.bytes() {
             return Err(SlotsError::SameDevice(a.0));
         }
         Ok([a, b])
@@ -216,9 +247,8 @@ impl Slots {
             (true, false) => Slot::A,
             (false, true) => Slot::B,
             (true, true) | (false, false) => {
-                let (major, minor) = (nix::sys::stat::major(root), nix::sys::stat::minor(root));
                 return Err(SlotsError::NeitherRuns {
-                    root: format!("{major}:{minor}"),
+                    root: format!("{}:{}", major(root), minor(root)),
                     a: a.0,
                     b: b.0,
                 });
@@ -299,17 +329,10 @@ fn resolve(slot: Slot, spec: &str) -> Result<(PathBuf, Identity), SlotsError> {
     };
     let path = fs::canonicalize(link).map_err(missing)?;
     let meta = fs::metadata(&path).map_err(missing)?;
-    let identity = if meta.file_type().is_block_device() {
-        Identity::Device(meta.rdev())
-    } else if meta.is_file() {
-        Identity::File {
-            dev: meta.dev(),
-            ino: meta.ino(),
-        }
-    } else {
-        return Err(SlotsError::NotASlot { slot, path });
-    };
-    Ok((path, identity))
+    match Identity::of(&meta) {
+        Some(identity) => Ok((path, identity)),
+        None => Err(SlotsError::NotASlot { slot, path }),
+    }
 }
 
 /// A label as udev spells it in a link's name: everything but letters, digits and `#+-.:=@_` as `\xNN`.

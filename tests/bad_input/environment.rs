@@ -10,8 +10,8 @@ use fwupdated::platform::uboot_env::names;
 use serde_json::{Value, json};
 
 use crate::{
-    scene::Scene,
-    support::rig::{DEVICE, Device},
+    scene::{Scene, problem},
+    support::rig::Device,
 };
 
 /// One way to break an environment.
@@ -143,11 +143,9 @@ async fn an_environment_that_cannot_be_used_stops_updates_and_nothing_else() {
         scene.device.start();
         scene.device.until_connected(&scene.rig).await;
         let rig = &scene.rig;
-        let problem =
-            || rig.emulator.twin(DEVICE)["properties"]["reported"]["fwupdated"]["problem"].clone();
         scene
             .device
-            .until(name, |_| (problem()["code"] == code).then_some(()))
+            .until(name, |_| (problem(rig)["code"] == code).then_some(()))
             .await;
         scene.assert_logged(name, log, code);
         let status = scene.status();
@@ -179,11 +177,9 @@ async fn an_environment_that_cannot_be_used_stops_updates_and_nothing_else() {
         // Mended, it works without a restart.
         restore(&scene.device, &good);
         let rig = &scene.rig;
-        let problem =
-            || rig.emulator.twin(DEVICE)["properties"]["reported"]["fwupdated"]["problem"].clone();
         scene
             .device
-            .until(name, |_| problem().is_null().then_some(()))
+            .until(name, |_| problem(rig).is_null().then_some(()))
             .await;
         assert!(scene.status()["problem"].is_null(), "{name}");
     }

@@ -270,6 +270,11 @@ fn ended(command: &mut std::process::Command) -> (i32, String, String) {
     )
 }
 
+/// What keeps the device from updating, as its twin tells it.
+pub(crate) fn problem(rig: &Rig) -> Value {
+    rig.emulator.twin(DEVICE)["properties"]["reported"]["fwupdated"]["problem"].clone()
+}
+
 /// What an operator reads of a call that was refused: `fwupdatectl hub invoke` without and with `--watch`.
 pub(crate) fn hub_invoke<'a>(uri: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["invoke", DEVICE, "--uri", uri], more].concat()

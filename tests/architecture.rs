@@ -8,6 +8,8 @@ use std::{fmt, fs, path::Path};
 
 #[path = "architecture/rules.rs"]
 mod rules;
+// The other half of it serves `error_codes`.
+#[allow(dead_code)]
 #[path = "architecture/source.rs"]
 mod source;
 

@@ -154,6 +154,13 @@ fn writable(unit: &str, path: &Path) -> bool {
         .any(|allowed| path.starts_with(allowed))
 }
 
+/// `state.directory` in the example of how to prepare a board.
+fn documented_state() -> PathBuf {
+    let page = text("docs/how-to/prepare-a-board.md");
+    let (_, example) = page.split_once("\n[state]\ndirectory = \"").unwrap();
+    example.split('"').next().unwrap().into()
+}
+
 #[test]
 fn every_path_of_the_default_configuration_fits_the_sandbox() {
     let unit = text("systemd/fwupdated.service");
@@ -165,6 +172,8 @@ fn every_path_of_the_default_configuration_fits_the_sandbox() {
         // Places of a bootloader environment in a file, on Debian and on Raspberry Pi OS.
         Path::new("/boot/uboot.env"),
         Path::new("/boot/firmware/uboot.env"),
+        // The state of a board that is prepared as documented.
+        &documented_state(),
     ] {
         assert!(writable(&unit, path), "{} is read-only", path.display());
     }

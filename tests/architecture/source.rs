@@ -32,30 +32,42 @@ pub(crate) fn is_test_file(file: &str) -> bool {
     file.ends_with("/tests.rs") || file.contains("/tests/")
 }
 
-/// The source with comments and the contents of literals replaced by blanks; lines stay where they are.
+/// The source with comments and literals replaced by blanks; every other character stays where it is.
 pub(crate) fn blanked(source: &str) -> String {
-    let bytes: Vec<char> = source.chars().collect();
+    blank(source, true)
+}
+
+/// The source with comments replaced by blanks; every other character stays where it is.
+pub(crate) fn uncommented(source: &str) -> String {
+    blank(source, false)
+}
+
+fn blank(source: &str, literals: bool) -> String {
+    let text: Vec<char> = source.chars().collect();
     let mut out = String::with_capacity(source.len());
     let mut at = 0;
-    let blank = |c: char| if c == '\n' { '\n' } else { ' ' };
-    while at < bytes.len() {
-        let rest = &bytes[at..];
-        let length = match rest {
-            ['/', '/', ..] => rest.iter().position(|c| *c == '\n').unwrap_or(rest.len()),
-            ['/', '*', ..] => block_comment(rest),
-            ['"', ..] => string(rest),
-            ['\'', ..] => character(rest),
+    while at < text.len() {
+        let rest = &text[at..];
+        let (length, keep) = match rest {
+            ['/', '/', ..] => {
+                let end = rest.iter().position(|c| *c == '\n');
+                (end.unwrap_or(rest.len()), false)
+            }
+            ['/', '*', ..] => (block_comment(rest), false),
+            ['"', ..] => (string(rest), !literals),
+            ['\'', ..] => (character(rest), !literals),
             // Not at the end of a longer name; `r#name` is a name.
-            ['r', '"' | '#', ..] if !is_name_end(&bytes, at) => raw_string(rest),
-            _ => 0,
+            ['r', '"' | '#', ..] if !is_name_end(&text, at) => (raw_string(rest), !literals),
+            _ => (0, true),
         };
-        if length == 0 {
-            out.push(bytes[at]);
-            at += 1;
+        let (length, keep) = if length == 0 {
+            (1, true)
         } else {
-            out.extend(rest[..length].iter().map(|c| blank(*c)));
-            at += length;
-        }
+            (length, keep)
+        };
+        let replaced = |c: &char| if keep || *c == '\n' { *c } else { ' ' };
+        out.extend(rest[..length].iter().map(replaced));
+        at += length;
     }
     out
 }
@@ -140,10 +152,8 @@ pub(crate) fn without_tests(code: &str) -> String {
     while let Some(start) = code.find(MARK) {
         let length = item(&code[start + MARK.len()..]);
         let end = start + MARK.len() + length;
-        let blank: String = code[start..end]
-            .chars()
-            .map(|c| if c == '\n' { '\n' } else { ' ' })
-            .collect();
+        let replaced = |c| if c == '\n' { '\n' } else { ' ' };
+        let blank: String = code[start..end].chars().map(replaced).collect();
         code.replace_range(start..end, &blank);
     }
     code

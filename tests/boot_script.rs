@@ -4,6 +4,9 @@
 //! under `sh`, whole, with shims for U-Boot's commands. With `UBOOT_SANDBOX=PATH` (the program `u-boot` of
 //! U-Boot's own `sandbox` build, with `CONFIG_LEGACY_IMAGE_FORMAT`) its decision runs in the real thing too.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -433,7 +436,7 @@ fn mkimage(script: &str, dir: &Path) -> Option<PathBuf> {
             Some(image)
         }
         Err(error) => {
-            eprintln!("SKIPPED: mkimage (package u-boot-tools): {error}");
+            skip::skipped(format_args!("mkimage (package u-boot-tools): {error}"));
             None
         }
     }
@@ -442,7 +445,9 @@ fn mkimage(script: &str, dir: &Path) -> Option<PathBuf> {
 #[test]
 fn a_real_u_boot_decides_the_same() {
     let Some(program) = std::env::var_os("UBOOT_SANDBOX") else {
-        eprintln!("SKIPPED: UBOOT_SANDBOX does not name the program of a U-Boot sandbox build");
+        skip::skipped(format_args!(
+            "UBOOT_SANDBOX does not name the program of a U-Boot sandbox build"
+        ));
         return;
     };
     let script = script();

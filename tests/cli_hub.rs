@@ -1,6 +1,9 @@
 //! `fwupdatectl hub` by the real program against a scripted hub over TLS: answers that no hub gives on
 //! request.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 #[path = "support/hub_stub.rs"]
 mod hub_stub;
 
@@ -566,7 +569,9 @@ async fn on_a_terminal_a_bar_shows_the_progress_and_lines_the_stages() {
     let output = match tokio::time::timeout(LIMIT, run).await.expect("it ends") {
         Ok(output) => output,
         Err(error) => {
-            eprintln!("SKIPPED: no terminal to test with: script(1) from util-linux: {error}");
+            skip::skipped(format_args!(
+                "no terminal to test with: script(1) from util-linux: {error}"
+            ));
             return;
         }
     };

@@ -1,5 +1,8 @@
 //! `fwupdatectl image` as a person or a build job uses it: real files, real exit codes.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::{
     fs,
     io::Write,
@@ -146,7 +149,9 @@ fn signatures_are_added_later_by_key_and_from_other_tools() {
         .current_dir(dir)
         .output();
     let Ok(minisign) = minisign else {
-        eprintln!("SKIPPED: `minisign` is not installed, its part of the test did not run");
+        skip::skipped(format_args!(
+            "`minisign` is not installed, its part of the test did not run"
+        ));
         return;
     };
     good(&minisign);

@@ -1,6 +1,9 @@
 //! The image format from outside: what other tools make of our files and we of theirs, and what is
 //! left of an image that was cut off, changed or forged.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::{
     fs,
     io::{self, Read},
@@ -177,7 +180,9 @@ fn tool(dir: &Path, name: &str, args: &[&str]) -> Option<std::process::Output> {
     match run {
         Ok(output) => Some(output),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            eprintln!("SKIPPED: `{name}` is not installed, its part of the test did not run");
+            skip::skipped(format_args!(
+                "`{name}` is not installed, its part of the test did not run"
+            ));
             None
         }
         Err(error) => panic!("cannot run {name}: {error}"),

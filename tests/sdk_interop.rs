@@ -91,10 +91,9 @@ async fn start(https_port: u16, ready_file: &Path, wire_log: &Path) -> Emulator 
             Err(StartError::Listen { source, .. })
                 if source.kind() == std::io::ErrorKind::PermissionDenied =>
             {
-                support::skipped(
-                    "WebSocket",
-                    &format!("port {https_port} of {address} needs root"),
-                );
+                support::skipped(format_args!(
+                    "WebSocket: port {https_port} of {address} needs root"
+                ));
                 Emulator::start(options(0)).await
             }
             started => started,

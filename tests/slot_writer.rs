@@ -2,6 +2,9 @@
 //!
 //! Needs root and `losetup`; without them the tests that use loop devices say so and pass.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},
@@ -63,7 +66,7 @@ impl Loop {
         match run("losetup", &["-f", "--show", "-b", &sector, backing]) {
             Ok(device) => Some(Self(device.into())),
             Err(error) => {
-                eprintln!("SKIPPED: no loop device ({error})");
+                skip::skipped(format_args!("no loop device ({error})"));
                 None
             }
         }
@@ -166,7 +169,7 @@ fn regular_files_of_any_length_hold_what_was_written() {
 fn files_on_tmpfs_work_without_direct_io() {
     let shm = Path::new("/dev/shm");
     if !shm.is_dir() {
-        eprintln!("SKIPPED: no /dev/shm");
+        skip::skipped(format_args!("no /dev/shm"));
         return;
     }
     let dir = TempDir::new_in(shm).unwrap();
@@ -245,7 +248,7 @@ fn a_mounted_device_is_refused_and_the_mount_point_is_named() {
     let mounted = match Mounted::at(&device.0, &point) {
         Ok(mounted) => mounted,
         Err(error) => {
-            eprintln!("SKIPPED: cannot mount ({error})");
+            skip::skipped(format_args!("cannot mount ({error})"));
             return;
         }
     };
@@ -287,7 +290,7 @@ fn a_disk_with_a_mounted_partition_is_refused() {
         return;
     };
     if let Err(error) = run("addpart", &[device.text(), "1", "2048", "20000"]) {
-        eprintln!("SKIPPED: no partitions on loop devices ({error})");
+        skip::skipped(format_args!("no partitions on loop devices ({error})"));
         return;
     }
     let part = Path::new(&format!("{}p1", device.text())).to_owned();
@@ -297,7 +300,7 @@ fn a_disk_with_a_mounted_partition_is_refused() {
     let mounted = match Mounted::at(&part, &point) {
         Ok(mounted) => mounted,
         Err(error) => {
-            eprintln!("SKIPPED: cannot mount ({error})");
+            skip::skipped(format_args!("cannot mount ({error})"));
             return;
         }
     };
@@ -318,7 +321,7 @@ fn the_running_root_is_refused() {
         .and_then(|(_, right)| right.split(' ').nth(1))
         .unwrap();
     if !source.starts_with("/dev/") || !Path::new(source).exists() {
-        eprintln!("SKIPPED: / is on {source}, which is no device here");
+        skip::skipped(format_args!("/ is on {source}, which is no device here"));
         return;
     }
     let error = SlotWriter::open(Path::new(source)).unwrap_err();
@@ -363,7 +366,7 @@ fn a_half_written_file_system_does_not_mount_and_a_finished_one_does() {
     let point = dir.path().join("point");
     fs::create_dir(&point).unwrap();
     if let Err(error) = Mounted::at(&device.0, &point).map(drop) {
-        eprintln!("SKIPPED: cannot mount ({error})");
+        skip::skipped(format_args!("cannot mount ({error})"));
         return;
     }
     let mut writer = SlotWriter::open(&device.0).unwrap();

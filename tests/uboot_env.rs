@@ -4,6 +4,9 @@
 //! Where the tools are missing, or loop devices need a right that is not there, the tests say `SKIPPED`
 //! and pass; `tests/setup.sh` installs what they need.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
@@ -46,7 +49,7 @@ fn tools() -> bool {
         .all(|tool| match Command::new(tool).arg("-h").output() {
             Ok(_) => true,
             Err(error) => {
-                eprintln!("SKIPPED: {tool}: {error}; tests/setup.sh installs it");
+                skip::skipped(format_args!("{tool}: {error}; tests/setup.sh installs it"));
                 false
             }
         })
@@ -77,7 +80,7 @@ impl Loop {
                 String::from_utf8(output.stdout).unwrap().trim().into(),
             )),
             other => {
-                eprintln!("SKIPPED: no loop device ({other:?})");
+                skip::skipped(format_args!("no loop device ({other:?})"));
                 None
             }
         }
@@ -706,7 +709,9 @@ fn real_lock() -> bool {
     match (lock, watched) {
         (Ok(_), Ok(_)) => tools(),
         (lock, watched) => {
-            eprintln!("SKIPPED: {REAL_LOCK}: {lock:?}, /proc/locks: {watched:?}");
+            skip::skipped(format_args!(
+                "{REAL_LOCK}: {lock:?}, /proc/locks: {watched:?}"
+            ));
             false
         }
     }
@@ -745,7 +750,7 @@ fn patiently<T>(mut ask: impl FnMut() -> Result<T, EnvError>) -> T {
 fn a_lock_that_belongs_to_another_user_is_taken_too() {
     use std::os::unix::fs::PermissionsExt;
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can be another user");
+        skip::skipped(format_args!("only root can be another user"));
         return;
     }
     let place = Place::file(true);

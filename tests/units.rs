@@ -1,6 +1,9 @@
 //! The systemd units: systemd understands them, the sandbox is as tight as stated, and the daemon's defaults
 //! fit into it.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -68,7 +71,9 @@ fn systemd_analyze(arguments: &[&str], units: &[PathBuf]) -> Option<(bool, Strin
             ))
         }
         Err(error) => {
-            eprintln!("SKIPPED: systemd-analyze: {error}; tests/setup.sh installs it");
+            skip::skipped(format_args!(
+                "systemd-analyze: {error}; tests/setup.sh installs it"
+            ));
             None
         }
     }
@@ -353,7 +358,7 @@ fn the_group_of_the_socket_is_made_and_the_operator_s_folders_too() {
 #[test]
 fn systemd_makes_the_operator_s_folders_and_the_group_from_these_files() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: only root may give files to root");
+        skip::skipped(format_args!("only root may give files to root"));
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -394,7 +399,7 @@ fn systemd_makes_the_operator_s_folders_and_the_group_from_these_files() {
                 assert!(output.status.success() && fine, "{tool}: {said}");
             }
             Err(error) => {
-                eprintln!("SKIPPED: {tool}: {error}");
+                skip::skipped(format_args!("{tool}: {error}"));
                 return;
             }
         }

@@ -71,7 +71,9 @@ impl Loop {
                 Some(Self(PathBuf::from(name.trim())))
             }
             other => {
-                eprintln!("SKIPPED: this needs loop devices (root, losetup): {other:?}");
+                crate::support::skipped(format_args!(
+                    "this needs loop devices (root, losetup): {other:?}"
+                ));
                 None
             }
         }
@@ -292,7 +294,9 @@ async fn a_target_that_is_mounted_or_held_is_refused_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_running_root_is_never_the_target_whatever_is_configured() {
     let Some(root) = root_device() else {
-        eprintln!("SKIPPED: / is not on a block device that this machine shows");
+        crate::support::skipped(format_args!(
+            "/ is not on a block device that this machine shows"
+        ));
         return;
     };
     let mut scene = Scene::new(|_| String::new()).await;

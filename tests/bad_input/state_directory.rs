@@ -23,7 +23,9 @@ impl Small {
         if mounted.as_ref().is_ok_and(|output| output.status.success()) {
             return Some(Self(point));
         }
-        eprintln!("SKIPPED: this needs to mount a tmpfs (root): {mounted:?}");
+        crate::support::skipped(format_args!(
+            "this needs to mount a tmpfs (root): {mounted:?}"
+        ));
         None
     }
 

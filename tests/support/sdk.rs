@@ -13,7 +13,7 @@ pub(crate) fn python_or_skip(what: &str) -> Option<PathBuf> {
         Err(reason) => {
             let required = std::env::var_os("SDK_INTEROP").is_some_and(|value| value == "required");
             assert!(!required, "{reason}");
-            super::skipped(what, &reason);
+            super::skipped(format_args!("{what}: {reason}"));
             None
         }
     }

@@ -11,6 +11,8 @@ mod images;
 mod payloads;
 #[path = "bad_input/scene.rs"]
 mod scene;
+#[path = "bad_input/secrets.rs"]
+mod secrets;
 #[path = "bad_input/server.rs"]
 mod server;
 #[path = "bad_input/slots.rs"]

@@ -237,3 +237,31 @@ fn exit_codes_tell_a_bad_image_from_a_bad_command() {
     assert!(text.contains("multiple of 512"), "{text}");
     assert!(!dir.join("o").exists(), "a failed build leaves nothing");
 }
+
+#[test]
+fn a_plain_image_gets_its_signatures_in_a_file_beside_it_that_minisign_takes() {
+    let workshop = workshop();
+    let dir = workshop.path();
+    good(&image(dir, "keygen --output second --no-password"));
+    let raw = fs::read(dir.join("rootfs.img")).unwrap();
+    let text = good(&image(dir, "sign rootfs.img --key key"));
+    assert!(text.contains("rootfs.img.minisig"), "{text}");
+    let mut minisign = Command::new("minisign");
+    minisign.args(["-V", "-p", "key.pub", "-m", "rootfs.img"]);
+    good(&minisign.current_dir(dir).output().unwrap());
+    // Several keys: one signature after the other, for a threshold.
+    good(&image(dir, "sign rootfs.img --key key --key second"));
+    let signatures = fs::read_to_string(dir.join("rootfs.img.minisig")).unwrap();
+    assert_eq!(signatures.lines().count(), 8, "{signatures}");
+    assert!(fs::read(dir.join("rootfs.img")).unwrap() == raw);
+    // A signature made elsewhere has its place already.
+    let text = bad(
+        &image(dir, "sign rootfs.img --signature rootfs.img.minisig"),
+        2,
+    );
+    assert!(text.contains("into rootfs.img.minisig"), "{text}");
+    // What is no image is not signed by mistake.
+    fs::write(dir.join("notes.txt"), "no image").unwrap();
+    let text = bad(&image(dir, "sign notes.txt --key key"), 1);
+    assert!(text.contains("[image-"), "{text}");
+}

@@ -444,7 +444,7 @@ fn signatures_and_keys_made_by_minisign_are_accepted() {
     }
     let secret = fs::read_to_string(dir.path().join("k")).unwrap();
     let signing = SigningKey::parse(&secret, None).unwrap();
-    let ours = signing.sign(message, "test").unwrap();
+    let ours = signing.sign(&message[..], "test").unwrap();
     assert!(trusts(&public, message, &ours.bytes));
 }
 
@@ -585,7 +585,7 @@ fn a_broken_key_file_is_named_and_a_broken_revocation_refuses_everything() {
 fn a_detached_signature_is_checked_while_the_bytes_pass() {
     let ((a, a_new), (b, b_new)) = (key(), key());
     let file = raw_image(500, 12);
-    let sign = |key: &SigningKey| key.sign(&file, "plain").unwrap().bytes;
+    let sign = |key: &SigningKey| key.sign(file.as_slice(), "plain").unwrap().bytes;
     let check = |trust: &TrustStore, signature: &[u8], threshold, bytes: &[u8]| {
         let signatures = DetachedSignatures::parse(signature)?;
         let mut verifier = trust.verify_detached(&signatures, threshold)?;
@@ -818,7 +818,7 @@ fn forged(key: &SigningKey, change: impl FnOnce(&mut serde_json::Value)) -> Vec<
     let mut manifest: serde_json::Value = serde_json::from_slice(header.manifest_bytes()).unwrap();
     change(&mut manifest);
     let manifest = serde_json::to_vec(&manifest).unwrap();
-    let signature = key.sign(&manifest, "forged").unwrap().bytes;
+    let signature = key.sign(manifest.as_slice(), "forged").unwrap().bytes;
     let mut block = vec![1, 0, 0, 0];
     block.extend((signature.len() as u32).to_le_bytes());
     block.extend(signature);

@@ -32,7 +32,7 @@ pub enum ImageCommand {
     Keygen(KeygenArgs),
     /// Build an image from a root file system
     Build(BuildArgs),
-    /// Add a signature to an image
+    /// Add a signature to an image, or write one beside a plain image (FILE.minisig)
     Sign(SignArgs),
     /// Write the signed bytes (the manifest), for signing elsewhere
     Manifest(ManifestArgs),
@@ -107,7 +107,7 @@ pub struct BuildArgs {
 /// `sign`.
 #[derive(Debug, Args)]
 pub struct SignArgs {
-    /// Image to be signed; replaced as a whole
+    /// Image to be signed; replaced as a whole, but a plain one stays as it is
     file: PathBuf,
     /// Secret key to sign with; may be given several times
     #[arg(long, value_name = "KEY", required_unless_present = "signature")]

@@ -3,7 +3,7 @@
 //! The files are minisign's, so that `minisign` can use keys made here and the other way round. The
 //! key itself never reaches a log: nothing here prints it, and `Debug` does not either.
 
-use std::fmt;
+use std::{fmt, io::Read};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use minisign::{KeyPair, PublicKey, SecretKey, SecretKeyBox};
@@ -139,8 +139,8 @@ impl SigningKey {
     /// random bytes into each signature, so two of them differ; their length does not.
     ///
     /// # Errors
-    /// When the system gives no random numbers.
-    pub fn sign(&self, message: &[u8], comment: &str) -> Result<Signature, SigningError> {
+    /// When the message cannot be read or the system gives no random numbers.
+    pub fn sign(&self, message: impl Read, comment: &str) -> Result<Signature, SigningError> {
         let failed = |error| SigningError::Failed("use", error);
         // The public key makes the library check what it signed: a bit flip in memory would
         // otherwise leak the secret key or ship an image that no device takes.
@@ -189,7 +189,7 @@ mod tests {
             );
             let key = SigningKey::parse(&new.secret, password).unwrap();
             let public = Verifier::parse(new.public.as_bytes()).unwrap();
-            let signature = key.sign(b"message", "comment").unwrap();
+            let signature = key.sign(&b"message"[..], "comment").unwrap();
             assert_eq!((key.id(), public.id()), (new.id, new.id));
             assert_eq!(signature.key_id(), Some(new.id));
             assert_eq!(public.check(b"message", &signature), Verdict::Good);
@@ -214,7 +214,7 @@ mod tests {
         let text = format!("x\n{}\n", STANDARD.encode(bytes));
         let key = SigningKey::parse(&text, None).unwrap();
         assert_eq!(
-            key.sign(b"message", "comment").unwrap_err().code(),
+            key.sign(&b"message"[..], "comment").unwrap_err().code(),
             "secret-key-failed"
         );
     }

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::scene::{Scene, hub_invoke};
+use crate::{
+    scene::{Scene, hub_invoke},
+    support::rig::{DEVICE, Device},
+};
 
 const GOOD: &str = "https://localhost/x.img";
 
@@ -300,4 +303,73 @@ async fn the_command_line_tells_a_refusal_with_code_and_exit_status() {
         }
     }
     assert!(!format!("{out}{err}{local:?}{}", scene.device.log()).contains("SECRET"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_desired_version_that_is_no_request_is_reported_once_and_not_acted_on() {
+    let mut scene = Scene::new(|_| String::new()).await;
+    let good = scene.rig.server.url("/x.img");
+    let cases = [
+        ("a number", json!(5), "desired-kind"),
+        (
+            "no address",
+            json!({"fwVersion": "2.0.0"}),
+            "desired-no-uri",
+        ),
+        (
+            "an address that is a list",
+            json!({"fwPackageURI": [good]}),
+            "desired-type",
+        ),
+        (
+            "http",
+            json!({"fwPackageURI": "http://localhost/x.img"}),
+            "url-insecure",
+        ),
+        (
+            "ftp",
+            json!({"fwPackageURI": "ftp://localhost/x.img"}),
+            "url-scheme",
+        ),
+        (
+            "no digest",
+            json!({"fwPackageURI": good, "fwPackageCheckValue": "123456abcde"}),
+            "desired-check-value",
+        ),
+        (
+            "no version",
+            json!({"fwPackageURI": good, "fwVersion": "1\n2"}),
+            "desired-version",
+        ),
+    ];
+    let medium = scene.medium();
+    for (case, firmware, code) in cases {
+        let log = scene.device.log().len();
+        // What an earlier case set does not merge into this one.
+        for desired in [json!(null), firmware] {
+            scene
+                .rig
+                .emulator
+                .patch_desired(DEVICE, &json!({ "firmware": desired }))
+                .unwrap();
+        }
+        let rig = &scene.rig;
+        let told = |_: &mut Device| (rig.section()["error"]["code"] == code).then_some(());
+        scene.device.until(case, told).await;
+        let reported = rig.emulator.twin(DEVICE)["properties"]["reported"]["firmware"].clone();
+        assert_eq!(reported["fwUpdateStatus"], "error", "{case}: {reported:#}");
+        let text = reported["fwUpdateSubstatus"].as_str().unwrap_or_default();
+        assert!(text.len() > 20, "{case}: {reported:#}");
+        scene.assert_logged(case, log, code);
+        let status = scene.status();
+        assert_eq!(
+            status["update"]["error"]["code"], code,
+            "{case}: {status:#}"
+        );
+        assert!(scene.medium() == medium, "{case}: something was written");
+    }
+    assert!(
+        scene.rig.server.requests().is_empty(),
+        "nothing was fetched"
+    );
 }

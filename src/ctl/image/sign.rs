@@ -1,11 +1,15 @@
-//! `image sign`: adds signatures by rewriting the file, whose first frame grows.
+//! `image sign`: adds signatures by rewriting the file, whose first frame grows; a plain image's go into
+//! `FILE.minisig` beside it.
 
 use std::{
     fs::{self, File},
-    path::Path,
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
 };
 
-use crate::image::{self, Header, ManifestFrame, Signature};
+use crate::image::{
+    self, Header, ImageKind, ManifestFrame, Signature, SigningKey, plain::DETECT_LEN,
+};
 
 use super::{CommandError, SignArgs, build, keys, output::Output, print};
 
@@ -18,6 +22,9 @@ pub(super) fn sign(args: &SignArgs) -> Result<(), CommandError> {
     // A link stays a link: the file it points to is replaced.
     let path = fs::canonicalize(&args.file).map_err(CommandError::file("open", &args.file))?;
     let mut file = File::open(&path).map_err(CommandError::file("open", &path))?;
+    if is_plain(&mut file).map_err(CommandError::file("read", &path))? {
+        return sign_plain(args, &keys, &mut file);
+    }
     let header = read_header(&mut file, &path)?;
 
     let mut signatures = header.signatures().clone();
@@ -65,4 +72,48 @@ fn read_header(file: &mut File, path: &Path) -> Result<Header, CommandError> {
         .and_then(|frame| frame.accept_unsigned())
         .and_then(|manifest| manifest.read_index(file))
         .map_err(CommandError::image(path))
+}
+
+/// Whether the file is an image without a manifest. What is no image at all is left to the other reader.
+fn is_plain(file: &mut File) -> io::Result<bool> {
+    let mut head = Vec::new();
+    file.take(DETECT_LEN as u64).read_to_end(&mut head)?;
+    file.rewind()?;
+    Ok(matches!(ImageKind::detect(&head), Ok(ImageKind::Plain(_))))
+}
+
+fn sign_plain(args: &SignArgs, keys: &[SigningKey], file: &mut File) -> Result<(), CommandError> {
+    if !args.signature.is_empty() {
+        let text = format!(
+            "{} has no manifest, so its signatures stand beside it: put them, one after the other, into {0}.minisig",
+            args.file.display()
+        );
+        return Err(CommandError::Usage(text));
+    }
+    let mut path = args.file.clone().into_os_string();
+    path.push(".minisig");
+    let path = PathBuf::from(path);
+    let name = args.file.file_name().unwrap_or_default().to_string_lossy();
+    let mut out = Output::create(&path)?;
+    let mut names = Vec::new();
+    for (key, key_file) in keys.iter().zip(&args.key) {
+        file.rewind()
+            .map_err(CommandError::file("read", &args.file))?;
+        let signature = key.sign(&mut *file, &format!("plain image {name}"));
+        let signature = signature.map_err(|source| CommandError::SecretKey {
+            path: key_file.display().to_string(),
+            source,
+        })?;
+        out.file()
+            .write_all(&signature.bytes)
+            .map_err(CommandError::file("write", &path))?;
+        names.push(key.id().to_string());
+    }
+    out.finish()?;
+    let text = format!(
+        "{}: signed by {}; serve it beside the image, which has no manifest\n",
+        path.display(),
+        names.join(", "),
+    );
+    print(text.as_bytes())
 }

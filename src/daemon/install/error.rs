@@ -14,7 +14,7 @@ pub enum InstallError {
     /// A plain image without anything to trust it by.
     #[error(
         "{uri} has no manifest, the request names no digest, and there is no signature at {uri}.minisig; give \
-         fwPackageSha256, sign the file, or build an image with `fwupdatectl image build`"
+         fwPackageSha256, sign it with `fwupdatectl image sign`, or build an image with `fwupdatectl image build`"
     )]
     PlainUnsigned {
         /// Without secrets.

@@ -483,7 +483,7 @@ impl<'a> Link<'a> {
     /// may be stopping as well.
     async fn answer_open_methods(&mut self) {
         let message = "the daemon is stopping; try again when it runs";
-        let stopping = Failure::new("shutting-down", Class::Retry, message);
+        let stopping = Failure::new("stopping", Class::Wait, message);
         let stopping = Answer::unavailable(&stopping);
         for event in std::mem::take(&mut self.task.events.waiting) {
             if let HubEvent::Method(call) = event {

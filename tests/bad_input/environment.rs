@@ -138,10 +138,7 @@ async fn an_environment_that_cannot_be_used_stops_updates_and_nothing_else() {
         );
 
         // It is broken when the daemon starts.
-        scene.device.stop();
-        let log = scene.device.log().len();
-        scene.device.start();
-        scene.device.until_connected(&scene.rig).await;
+        let log = scene.restart().await;
         let rig = &scene.rig;
         scene
             .device

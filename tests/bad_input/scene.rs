@@ -91,6 +91,20 @@ impl Scene {
         }
     }
 
+    /// Starts the daemon again and waits until it is in touch with the hub; returns where its journal
+    /// begins. The hub may take the connection before for the new one, so the journal is asked.
+    pub(crate) async fn restart(&mut self) -> usize {
+        if self.device.daemon.is_some() {
+            self.device.stop();
+        }
+        let log = self.device.log().len();
+        self.device.start();
+        let connected = format!("connected to localhost as {DEVICE}");
+        let in_touch = |device: &mut Device| device.log()[log..].contains(&connected).then_some(());
+        self.device.until("connection", in_touch).await;
+        log
+    }
+
     /// Slots and environment as they are now.
     pub(crate) fn medium(&self) -> Medium {
         let slot = |name: &str| fs::read(self.device.dir.join(name)).unwrap_or_default();

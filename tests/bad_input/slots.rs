@@ -108,12 +108,7 @@ impl Drop for Mount {
 
 /// Starts the daemon with the slots as configured; it must refuse updates with `code` and say so everywhere.
 async fn assert_problem(scene: &mut Scene, case: &str, code: &str, advice: &str) {
-    if scene.device.daemon.is_some() {
-        scene.device.stop();
-    }
-    let log = scene.device.log().len();
-    scene.device.start();
-    scene.device.until_connected(&scene.rig).await;
+    let log = scene.restart().await;
     let rig = &scene.rig;
     scene
         .device
@@ -212,10 +207,8 @@ async fn a_slot_that_is_missing_or_no_slot_is_named() {
     )
     .await;
     // What goes away while the daemon runs is refused the same way, and may come back.
-    scene.device.stop();
     fs::write(scene.device.config(), config).unwrap();
-    scene.device.start();
-    scene.device.until_connected(&scene.rig).await;
+    scene.restart().await;
     fs::rename(dir.join("slot-b.img"), dir.join("away")).unwrap();
     scene.refused("gone", payload(), 503, "slot-missing").await;
     fs::rename(dir.join("away"), dir.join("slot-b.img")).unwrap();
@@ -243,9 +236,7 @@ async fn a_target_that_is_mounted_or_held_is_refused_at_once() {
     };
     run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&device.0));
     configure(&scene.device, "b", &device.0);
-    scene.device.stop();
-    scene.device.start();
-    scene.device.until_connected(&scene.rig).await;
+    scene.restart().await;
     let before = fs::read(&file).unwrap();
     let point = scene.device.dir.join("mnt");
     let mount = Mount::new(&device.0, &point);
@@ -303,9 +294,7 @@ async fn the_running_root_is_never_the_target_whatever_is_configured() {
     // (Were a request accepted here by mistake, its address would lead nowhere, so nothing could be written.)
     // Configured as the spare slot, with a stand-in that says so: the writer itself refuses.
     configure(&scene.device, "b", &root);
-    scene.device.stop();
-    scene.device.start();
-    scene.device.until_connected(&scene.rig).await;
+    scene.restart().await;
     let message = scene
         .refused("the spare slot", payload(), 503, "slot-is-running-root")
         .await;
@@ -318,11 +307,9 @@ async fn the_running_root_is_never_the_target_whatever_is_configured() {
     };
     configure_uboot(&scene.device);
     for (a, b, slot) in [(&root, &spare.0, "a"), (&spare.0, &root, "b")] {
-        scene.device.stop();
         configure(&scene.device, "a", a);
         configure(&scene.device, "b", b);
-        scene.device.start();
-        scene.device.until_connected(&scene.rig).await;
+        scene.restart().await;
         assert_eq!(scene.status()["bootedSlot"], slot);
     }
     // The environment says a: whoever is right, nothing is written.

@@ -144,9 +144,9 @@ impl Link {
     async fn tell_delivered(&mut self) {
         while let Some(event) = self.reporter.poll_event() {
             match event {
-                ReporterEvent::Delivered { update_id } | ReporterEvent::GivenUp { update_id } => {
-                    self.handed_over.retain(|id| *id != update_id);
-                    self.send(Command::Delivered { update_id }).await;
+                ReporterEvent::Delivered { update_id: run }
+                | ReporterEvent::GivenUp { update_id: run } => {
+                    self.send(Command::Delivered { run }).await;
                 }
                 ReporterEvent::Rejected { status, .. } => {
                     warn!(
@@ -166,12 +166,12 @@ impl Link {
             outbox,
             trail,
         } = self.published.borrow_and_update().clone();
-        let present = status
-            .update
-            .as_ref()
-            .map_or("", |update| &update.id)
-            .to_owned();
-        for report in outbox.iter().filter(|report| report.id != present) {
+        // Until the updater has taken a delivered report off, it must not be handed over again.
+        self.handed_over
+            .retain(|run| outbox.iter().any(|report| report.run() == *run));
+        let present = status.update.as_ref().map(UpdateReport::run);
+        let present = present.unwrap_or_default();
+        for report in outbox.iter().filter(|report| report.run() != present) {
             self.hand_over_final(&status, report);
         }
         if self.shown.0 != present {
@@ -197,7 +197,7 @@ impl Link {
             }
             self.shown.1 += 1;
         }
-        if let Some(report) = outbox.iter().find(|report| report.id == self.shown.0) {
+        if let Some(report) = outbox.iter().find(|report| report.run() == self.shown.0) {
             self.hand_over_final(&status, report);
         }
         // The connection's own state is not reported: the hub knows it.
@@ -221,25 +221,22 @@ impl Link {
         } else {
             Change::Progress
         };
-        // What changes after the end of an update is told with that end, which it must not take back.
-        let ended = |update: &&UpdateReport| update.stage.is_final();
-        let ended = status.update.as_ref().filter(ended);
-        let terminal = ended.map(|update| update.id.clone());
-        self.want(&status, change, terminal);
+        self.want(&status, change, None);
         self.last = Some(status);
     }
 
     /// Hands over the last word of an update, once.
     fn hand_over_final(&mut self, status: &Status, report: &UpdateReport) {
-        if self.handed_over.contains(&report.id) {
+        let run = report.run();
+        if self.handed_over.contains(&run) {
             return;
         }
-        self.handed_over.push(report.id.clone());
+        self.handed_over.push(run.clone());
         let then = Status {
             update: Some(report.clone()),
             ..status.clone()
         };
-        self.want(&then, Change::Stage, Some(report.id.clone()));
+        self.want(&then, Change::Stage, Some(run));
     }
 
     fn want(&mut self, status: &Status, change: Change, terminal: Option<String>) {

@@ -43,6 +43,9 @@ pub struct Saved {
     /// The last finished update.
     #[serde(default)]
     pub last: Option<UpdateReport>,
+    /// The last update that was more than a refused request.
+    #[serde(default)]
+    pub last_run: Option<UpdateReport>,
     /// When the last successful update was confirmed.
     #[serde(default)]
     pub last_success: Option<Timestamp>,
@@ -95,6 +98,7 @@ impl Default for Saved {
             machine: State::Idle,
             progress: Progress::default(),
             last: None,
+            last_run: None,
             last_success: None,
             outbox: Vec::new(),
             slots: BTreeMap::new(),
@@ -112,11 +116,17 @@ impl Saved {
         let version = finished.image.as_ref().and_then(|i| i.version.clone());
         let mut report = report(&finished.job, finished.stage, version.clone(), progress);
         report.error = finished.failure.clone();
-        if self.outbox.len() == OUTBOX_LIMIT {
-            self.outbox.remove(0);
+        if self.outbox.len() >= OUTBOX_LIMIT {
+            // A slot that was given up or confirmed says more than a download that never came to one.
+            let failed = |report: &UpdateReport| report.stage == Stage::DownloadFailed;
+            let least = self.outbox.iter().position(failed).unwrap_or(0);
+            self.outbox.remove(least);
         }
         self.outbox.push(report.clone());
         self.last = Some(report.clone());
+        if finished.image.is_some() {
+            self.last_run = self.last.clone();
+        }
         match (finished.stage, &finished.content) {
             (Stage::ApplyComplete, _) => {
                 self.last_success = finished.job.times.ended;

@@ -36,7 +36,7 @@ use crate::{
         failure::{Class, Failure},
         machine::{self, Action, Event, Finished, Job, Refused, State},
         request::{Origin, Request},
-        status::{HubStatus, Progress, SlotState, Status, Times, UpdateReport},
+        status::{HubStatus, Progress, SlotState, Stage, Status, Times, UpdateReport},
         uri::PackageUri,
     },
 };
@@ -79,8 +79,8 @@ pub enum Command {
     },
     /// The hub has acknowledged the final report of this update.
     Delivered {
-        /// Its id.
-        update_id: String,
+        /// [`UpdateReport::run`].
+        run: String,
     },
     /// The twin's desired section was read.
     Desired(Value),
@@ -128,6 +128,11 @@ pub struct Updater {
     unsaved: Option<Failure>,
     /// Why the desired version cannot be taken now, and when it is tried again.
     held_up: Option<(Failure, Instant)>,
+    /// An update has ended: the desired version may be due.
+    look_at_desired: bool,
+    /// The end of an update that the state file does not hold yet. Until it does, nobody is told: a restart would
+    /// take it back.
+    untold_end: bool,
 }
 
 impl Updater {
@@ -170,6 +175,8 @@ impl Updater {
             published,
             unsaved,
             held_up,
+            look_at_desired: false,
+            untold_end: false,
         };
         (updater, receiver)
     }
@@ -186,6 +193,9 @@ impl Updater {
                 Some(command) = self.commands.recv() => self.handle(command).await,
                 report = self.actions.next() => self.hear(report).await,
                 _ = tick.tick() => self.tick().await,
+            }
+            if std::mem::take(&mut self.look_at_desired) {
+                self.follow_desired().await;
             }
         }
         self.actions.stop().await;
@@ -225,7 +235,7 @@ impl Updater {
             &self.saved.machine,
             &board.booted,
             &boot_state,
-            self.saved.last.as_ref(),
+            self.saved.last_run.as_ref(),
             now,
         );
         info!(
@@ -287,6 +297,8 @@ impl Updater {
                     "the update was cancelled on request",
                 );
                 let answer = match self.apply(Event::Cancelled(failure)).await {
+                    // It is at a halt, but would go on after a restart.
+                    Ok(()) if self.untold_end => Answer::unavailable(&self.unsaved_failure()),
                     Ok(()) => Answer::done("update cancelled"),
                     Err(Refused::TooLate) => conflict(
                         "too-late",
@@ -324,9 +336,9 @@ impl Updater {
                 };
                 let _ = reply.send(answer);
             }
-            Command::Delivered { update_id } => {
+            Command::Delivered { run } => {
                 let known = self.saved.outbox.len();
-                self.saved.outbox.retain(|report| report.id != update_id);
+                self.saved.outbox.retain(|report| report.run() != run);
                 // After a start the hub confirms what it confirmed before.
                 if self.saved.outbox.len() < known {
                     self.save().await;
@@ -352,8 +364,21 @@ impl Updater {
     async fn install(&mut self, request: Request) -> (Answer, Option<Failure>) {
         let unavailable = |failure: Failure| (Answer::unavailable(&failure), Some(failure));
         if let Some(job) = self.saved.machine.job() {
+            // What the caller leaves open is not another wish.
+            let open_or = |same: bool, asked: bool| !asked || same;
             let same = job.request.uri == request.uri
-                && (request.update_id.is_none() || request.update_id.as_deref() == Some(&job.id));
+                && open_or(
+                    request.update_id.as_deref() == Some(&job.id),
+                    request.update_id.is_some(),
+                )
+                && open_or(
+                    job.request.sha256 == request.sha256,
+                    request.sha256.is_some(),
+                )
+                && open_or(
+                    job.request.version == request.version,
+                    request.version.is_some(),
+                );
             return (
                 if same {
                     Answer::started(&job.id)
@@ -404,7 +429,6 @@ impl Updater {
         );
         match self.apply(Event::Requested(job)).await {
             Ok(()) if self.saved.machine.job().is_some() => (Answer::started(&id), None),
-            // The state could not be saved, so the update ended at once.
             Ok(()) | Err(_) => unavailable(self.unsaved_failure()),
         }
     }
@@ -455,11 +479,13 @@ impl Updater {
                     "the twin's desired firmware cannot be installed now: {}",
                     answer.body
                 );
-                if answer.status == 503 {
+                let may_pass = |failure: &Failure| failure.class != Class::Final;
+                if answer.status == 503 || refused.as_ref().is_some_and(may_pass) {
                     // Not the request's fault: it stays due.
                     self.saved.desired = before;
                     let again = Instant::now() + TRY_AGAIN;
                     self.held_up = refused.map(|failure| (failure, again));
+                    self.look_at_desired = false;
                     self.publish();
                     return;
                 }
@@ -556,6 +582,15 @@ impl Updater {
                 );
             }
             let saved = self.save().await;
+            if !saved && before.is_none() && matches!(self.saved.machine, State::Waiting(_)) {
+                // Accepted means durable. What cannot be saved never was an update, and leaves no report.
+                self.saved.machine = State::Idle;
+                self.publish();
+                return;
+            }
+            // The confirmation itself is durable in the bootloader; every other end a restart could take back.
+            self.untold_end =
+                !saved && (finished.as_ref()).is_some_and(|end| end.stage != Stage::ApplyComplete);
             if finished.is_none()
                 && !saved
                 && let Some(failure) = self.must_be_durable()
@@ -576,9 +611,8 @@ impl Updater {
             }
             break;
         }
-        if self.saved.machine == State::Idle {
-            Box::pin(self.follow_desired()).await;
-        }
+        // Looked at by the loop, not here: a start that fails ends up here again.
+        self.look_at_desired |= self.saved.machine == State::Idle;
     }
 
     /// The failure of the save, in those states whose actions rely on it.
@@ -655,6 +689,7 @@ impl Updater {
                 if self.unsaved.take().is_some() {
                     info!("the state can be saved again");
                 }
+                self.untold_end = false;
                 true
             }
             Err(failure) => {
@@ -687,9 +722,15 @@ impl Updater {
     }
 
     fn publish(&mut self) {
-        let status = self.status();
+        let mut status = self.status();
+        let mut outbox = self.saved.outbox.clone();
+        if self.untold_end {
+            let told = self.published.borrow();
+            status.update.clone_from(&told.status.update);
+            outbox.clone_from(&told.outbox);
+        }
         if let Some(report) = &status.update {
-            self.trail.retain(|passed| passed.id == report.id);
+            self.trail.retain(|passed| passed.run() == report.run());
             match self.trail.last_mut() {
                 Some(last) if last.stage.word() == report.stage.word() => *last = report.clone(),
                 _ => self.trail.push(report.clone()),
@@ -697,7 +738,7 @@ impl Updater {
         }
         let next = Published {
             status,
-            outbox: self.saved.outbox.clone(),
+            outbox,
             trail: self.trail.clone(),
         };
         self.published.send_if_modified(|published| {

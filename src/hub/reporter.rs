@@ -69,7 +69,7 @@ pub struct Wanted {
     pub document: Value,
     /// What changed.
     pub change: Change,
-    /// The update's id, if the document says that it is finished.
+    /// The caller's name for this run of the update, if the document says that it is finished.
     pub terminal: Option<String>,
 }
 
@@ -195,6 +195,12 @@ impl Reporter {
         if let Some(last) = self.queue.back_mut() {
             if same_run(last.run.as_ref(), run.as_ref()) {
                 if terminal.is_none() && last.terminal.is_some() {
+                    // It has ended, and stays so; what else the section says may still change.
+                    if status_word(&document) == status_word(&last.document) {
+                        last.document = document;
+                        last.urgent |= urgent;
+                        last.held &= !urgent;
+                    }
                     return;
                 }
                 last.delivered &= last.terminal == terminal;
@@ -241,10 +247,9 @@ impl Reporter {
         for _ in 0..reached.unwrap_or(0) {
             self.head_is_delivered();
         }
-        let word = |document: &Value| document["iothubDM"]["firmwareUpdate"]["status"].clone();
         if let (Some(_), Some(head)) = (reached, self.queue.front())
             && head.terminal.is_some()
-            && word(&head.document) == word(&self.acknowledged)
+            && status_word(&head.document) == status_word(&self.acknowledged)
         {
             self.head_is_delivered();
         }
@@ -433,6 +438,10 @@ impl Reporter {
         }
         more
     }
+}
+
+fn status_word(document: &Value) -> &Value {
+    &document["iothubDM"]["firmwareUpdate"]["status"]
 }
 
 fn same_run(one: Option<&Run>, other: Option<&Run>) -> bool {

@@ -31,7 +31,8 @@ pub struct Resumed {
     pub finding: Option<String>,
 }
 
-/// The state and the actions with which the daemon goes on. `last` is the last finished update.
+/// The state and the actions with which the daemon goes on. `last` is the last finished
+/// update; requests that were refused are none.
 #[must_use]
 pub fn resume(
     state: &State,
@@ -107,10 +108,11 @@ pub fn resume(
 
         // The arming write was the last thing asked for; it may have happened.
         State::Arming(w) if in_target => trial_or_unexplained(w, booted, boot, id),
+        // Someone may have written to the slot since it was read back.
         State::Arming(w) => go(
             state.clone(),
-            vec![Action::ArmSlot(w)],
-            format!("update {id}: arming the slot again"),
+            vec![Action::VerifySlot(w)],
+            format!("update {id}: reading the slot back once more before it is armed"),
         ),
 
         State::Rebooting { written, .. } if in_target => {

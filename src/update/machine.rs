@@ -375,6 +375,10 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             written.job.times.applying = Some(now);
             (S::Arming(written.clone()), vec![A::ArmSlot(written)])
         }
+        // Read back again after a restart.
+        (S::Arming(written), E::SlotMatches) => {
+            (S::Arming(written.clone()), vec![A::ArmSlot(written)])
+        }
         (S::Arming(written), E::SlotArmed { boot_id }) => (
             S::Rebooting {
                 written,

@@ -130,6 +130,17 @@ pub struct UpdateReport {
     pub error: Option<Failure>,
 }
 
+impl UpdateReport {
+    /// Names this run of the update: an id may be used again, by a caller that names its updates.
+    #[must_use]
+    pub fn run(&self) -> String {
+        match self.times.waiting {
+            Some(accepted) => format!("{}@{accepted}", self.id),
+            None => self.id.clone(),
+        }
+    }
+}
+
 /// What is known about a slot's content.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -99,6 +99,32 @@ fn pending_counts_do_not_hold_the_next_stage_back() {
 }
 
 #[test]
+fn what_else_changes_after_the_end_is_reported_too() {
+    let (mut reporter, start) = waiting();
+    let with_problem = |word: &str, problem: Option<&str>| {
+        let mut wanted = wanted("x", word, 0);
+        wanted.document["fwupdated"] = json!({"problem": problem});
+        wanted
+    };
+    reporter.set_wanted(with_problem("applyComplete", None));
+    let end = reporter.poll_transmit(start + SECOND).unwrap();
+    reporter.handle_answer(&end.rid, 204, None, start + SECOND);
+    assert_eq!(reporter.poll_event(), delivered("x"));
+    let later = Wanted {
+        terminal: None,
+        ..with_problem("applyComplete", Some("disk full"))
+    };
+    reporter.set_wanted(later);
+    let patch = reporter.poll_transmit(start + SECOND * 2).unwrap();
+    assert_eq!(patch.body, json!({"fwupdated": {"problem": "disk full"}}));
+    reporter.handle_answer(&patch.rid, 204, None, start + SECOND * 2);
+    assert_eq!(reporter.poll_event(), None, "the end is delivered once");
+    // But nothing takes the end back.
+    reporter.set_wanted(wanted("x", "downloading", 0));
+    assert_eq!(reporter.poll_transmit(start + SECOND * 9), None);
+}
+
+#[test]
 fn in_a_hurry_only_the_hub_sets_the_pace() {
     let (mut reporter, start) = waiting();
     reporter.hurry();

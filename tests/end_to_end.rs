@@ -200,6 +200,45 @@ async fn a_trial_that_does_not_become_healthy_is_rolled_back_and_remembered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_whose_reboot_is_refused_gets_home_all_the_same() {
+    let mut scene = scene("").await;
+    let check = scene.device.dir.join("health.d/10-bad");
+    std::fs::write(&check, "#!/bin/sh\nexit 1\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&check, mode).unwrap();
+    let image = image(&scene.rig, "1.1.0", 7);
+    let id = start(&scene.rig, &scene.rig.serve(&image)).await;
+    let asked = scene.device.dir.join("reboot-requested");
+    let began = std::time::Instant::now();
+    while !asked.exists() {
+        assert!(began.elapsed() < support::rig::PATIENCE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    scene.device.stop();
+    // In the new slot the first request to reboot is refused.
+    let dir = scene.device.dir.display().to_string();
+    let text = std::fs::read_to_string(scene.device.config()).unwrap();
+    let works = format!(r#"["touch", "{dir}/reboot-requested"]"#);
+    let refuses = format!(
+        r#"["sh", "-c", "test -e {dir}/refused && touch {dir}/reboot-requested || {{ touch {dir}/refused; exit 1; }}"]"#
+    );
+    assert!(text.contains(&works), "{text}");
+    std::fs::write(scene.device.config(), text.replace(&works, &refuses)).unwrap();
+    scene.device.boot();
+    let section = scene.device.until_final(&scene.rig, &id).await;
+    assert_eq!(section["status"], "applyFailed", "{section:#}");
+    assert_eq!(section["error"]["code"], "health-check-failed");
+    assert_eq!(scene.device.running(), Slot::A);
+    assert!(scene.device.dir.join("refused").exists());
+    assert!(
+        scene
+            .device
+            .log()
+            .contains("the failed slot cannot be left, trying again")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_never_comes_up_ends_as_a_reported_failure() {
     let mut scene = scene("").await;
     let image = image(&scene.rig, "1.1.0", 7);

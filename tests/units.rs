@@ -313,11 +313,50 @@ fn a_trial_s_last_resort_comes_after_the_daemon_s_own_deadline_and_only_in_a_tri
         assert!(unit.contains(condition));
     }
     assert!(script.contains("fwupdated.boot=${fwup_boot}") && script.contains("fwup_boot=trial\n"));
-    assert!(service.contains(fwupdated::platform::uboot_env::names::TRIAL));
+    assert!(service.contains(fwupdated::platform::uboot_env::names::SLOT));
+    assert!(script.contains("fwupdated.slot=${fwup_slot}"));
     assert!(
         values(&text("systemd/fwupdated.service"), "Also")
             .contains(&"fwupdated-trial.timer".to_owned())
     );
+}
+
+#[test]
+fn a_trial_s_last_resort_acts_exactly_while_an_unconfirmed_slot_runs() {
+    let service = text("systemd/fwupdated-trial.service");
+    let script = service
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecCondition=/bin/sh -c '"))
+        .and_then(|rest| rest.strip_suffix('\''))
+        .expect("a shell's command in quotes");
+    let dir = tempfile::tempdir().unwrap();
+    let cmdline = dir.path().join("cmdline");
+    // systemd halves each doubled dollar.
+    let script = script
+        .replace("$$", "$")
+        .replace("/proc/cmdline", cmdline.to_str().unwrap());
+    let path = format!("{}:/usr/bin:/bin", dir.path().display());
+    for (runs, says, acts) in [
+        ("a", "echo a", false),
+        ("b", "echo b", false),
+        // Also after the trial's variables are gone.
+        ("b", "echo a", true),
+        ("a", "echo b", true),
+        ("b", "exit 1", false),
+    ] {
+        let arguments = format!("root=PARTLABEL=x fwupdated.slot={runs} fwupdated.boot=trial\n");
+        std::fs::write(&cmdline, arguments).unwrap();
+        let printenv = dir.path().join("fw_printenv");
+        std::fs::write(&printenv, format!("#!/bin/sh\n{says}\n")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&printenv, mode).unwrap();
+        let status = std::process::Command::new("/bin/sh")
+            .args(["-c", &script])
+            .env("PATH", &path)
+            .status()
+            .unwrap();
+        assert_eq!(status.success(), acts, "{runs} runs, fw_printenv: {says}");
+    }
 }
 
 #[test]

@@ -26,13 +26,17 @@ use crate::{
     platform::{fetch::Fetcher, slot_writer::SlotWriter},
     update::{
         failure::{Class, Failure},
-        machine::{Action, Event, Job, Written},
+        machine::{Action, Event, Job, State, Written},
         slot::Slot,
     },
 };
 
 /// Pause before a refused reboot is reported, so that asking again and again stays harmless.
 const REBOOT_PAUSE: Duration = Duration::from_secs(5);
+/// Attempts to leave a failed slot in good order before the reboot is forced, and how long an attempt that was
+/// accepted may take.
+const ORDERLY_ATTEMPTS: u32 = 3;
+const FORCE_AFTER: Duration = Duration::from_secs(5 * 60);
 /// A reboot that was accepted but has not happened after this long will not happen.
 const REBOOT_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Attempts to write a mark-good before the slot is given up.
@@ -81,6 +85,8 @@ struct Run {
     cancel: Cancel,
     say: mpsc::UnboundedSender<(u64, Report)>,
     generation: u64,
+    /// A reboot leads out of a slot that failed.
+    way_back: bool,
 }
 
 impl Actions {
@@ -172,6 +178,7 @@ impl Actions {
             cancel,
             say,
             generation,
+            way_back: matches!(saved.machine, State::RollingBack { .. }),
         };
         let ending = self.ending.take();
         let memory = (
@@ -227,7 +234,8 @@ impl Run {
             Action::ArmSlot(written) => self.arm(written).await,
             // Nothing of it needs to end well: the reboot happens by itself, or is asked for again.
             Action::Reboot => tokio::select! {
-                event = self.reboot() => event,
+                event = self.reboot(), if !self.way_back => event,
+                () = self.go_back(), if self.way_back => return,
                 () = self.cancel.cancelled() => return,
             },
             Action::WatchHealth(written) => self.watch_health(&written).await,
@@ -353,17 +361,34 @@ impl Run {
         Ok(Event::SlotArmed { boot_id })
     }
 
-    async fn reboot(&self) -> Result<Event, Failure> {
-        // What stops the daemon now is, if all goes well, the reboot: it must not wait for these pauses.
-        let pause = async |duration| {
-            tokio::select! {
-                () = tokio::time::sleep(duration) => Ok(()),
-                () = self.cancel.cancelled() => Err(super::meter::stopped()),
+    /// Out of a slot that failed: whatever in it refuses or delays the reboot, the device must get home.
+    /// Does not return.
+    async fn go_back(&self) {
+        let rebooter = &self.context.board.rebooter;
+        let mut wait = REBOOT_PAUSE;
+        for attempt in 1_u32.. {
+            let asked = match attempt {
+                ..=ORDERLY_ATTEMPTS => rebooter.reboot().await,
+                _ => rebooter.force().await,
+            };
+            match asked {
+                Ok(()) => tokio::time::sleep(FORCE_AFTER).await,
+                Err(error) => {
+                    let failure = Failure::from(&error);
+                    self.report(Report::Detail(format!(
+                        "the failed slot cannot be left, trying again: {failure}"
+                    )));
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(FORCE_AFTER);
+                }
             }
-        };
+        }
+    }
+
+    async fn reboot(&self) -> Result<Event, Failure> {
         let error = match self.context.board.rebooter.reboot().await {
             Ok(()) => {
-                pause(REBOOT_LIMIT).await?;
+                tokio::time::sleep(REBOOT_LIMIT).await;
                 let text = format!(
                     "the reboot was accepted but has not happened within {} minutes; see `systemctl list-jobs`",
                     REBOOT_LIMIT.as_secs() / 60
@@ -372,7 +397,7 @@ impl Run {
             }
             Err(error) => Failure::from(&error),
         };
-        pause(REBOOT_PAUSE).await?;
+        tokio::time::sleep(REBOOT_PAUSE).await;
         Err(error)
     }
 

@@ -36,8 +36,13 @@ pub async fn watch_health(
     let deadline = (boot_start + config.deadline).max(boottime() + LEAST_TIME);
     let mut told = String::new();
     loop {
-        let Err(reason) = one_round(config, written, running, &hub_connected).await else {
-            return Ok(());
+        let left = deadline.saturating_sub(boottime());
+        let round = one_round(config, written, running, &hub_connected);
+        let reason = match tokio::time::timeout(left, round).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(reason)) => reason,
+            Err(_) if told.is_empty() => "the checks did not end before the deadline".to_owned(),
+            Err(_) => format!("{told}, and the checks did not end before the deadline"),
         };
         let now = boottime();
         if now + config.interval >= deadline {

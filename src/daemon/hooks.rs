@@ -5,7 +5,7 @@
 //! failure.
 
 use std::{
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -15,6 +15,11 @@ use tokio::{io::AsyncReadExt, process::Command};
 
 /// Most of a hook's output that is kept for an explanation, bytes.
 const OUTPUT_LIMIT: u64 = 4096;
+
+/// How long a hook's output may still come after its end.
+const OUTPUT_GRACE: Duration = Duration::from_millis(200);
+
+type Pipe = std::pin::Pin<Box<dyn tokio::io::AsyncRead + Send>>;
 
 /// How one hook ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +45,11 @@ pub fn list(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut hooks = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        let meta = std::fs::metadata(&path)?;
-        if meta.is_file() && meta.permissions().mode() & 0o111 != 0 {
+        // One that cannot be looked at, such as a dangling link, is kept: it fails by its own name.
+        let counts = std::fs::metadata(&path).map_or(true, |meta| {
+            meta.is_file() && meta.permissions().mode() & 0o111 != 0
+        });
+        if counts {
             hooks.push(path);
         }
     }
@@ -72,38 +80,84 @@ pub async fn run(hook: &Path, variables: &[(&str, String)], limit: Duration) -> 
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .kill_on_drop(true);
+    if let Err(why) = may_run(hook) {
+        return failed(why);
+    }
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => return failed(format!("cannot be started: {error}")),
     };
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let ended = tokio::time::timeout(limit, async {
-        // Read both to their ends: a hook must not block on a full pipe, nor we on a silent one.
-        let (out, err, status) = tokio::join!(head(stdout), head(stderr), child.wait());
-        (out, err, status)
-    })
-    .await;
-    match ended {
-        Err(_) => failed(format!(
-            "gave no answer within {} s and was killed",
-            limit.as_secs()
-        )),
-        Ok((_, _, Err(error))) => failed(format!("cannot be waited for: {error}")),
-        Ok((out, err, Ok(status))) => {
-            let said = last_line(&err).or_else(|| last_line(&out));
-            let explanation = said.unwrap_or_else(|| format!("said nothing ({status})"));
-            HookResult {
-                name,
-                code: status.code(),
-                explanation,
-            }
+    let _group = Group(child.id());
+    let said = [
+        child.stderr.take().map(|pipe| Box::pin(pipe) as Pipe),
+        child.stdout.take().map(|pipe| Box::pin(pipe) as Pipe),
+    ]
+    .map(|pipe| tokio::spawn(head(pipe)));
+    let status = match tokio::time::timeout(limit, child.wait()).await {
+        Err(_) => {
+            return failed(format!(
+                "gave no answer within {} s and was killed",
+                limit.as_secs()
+            ));
+        }
+        Ok(Err(error)) => return failed(format!("cannot be waited for: {error}")),
+        Ok(Ok(status)) => status,
+    };
+    // What it has said is in the pipes; a child that it left behind may hold them open.
+    let mut explanation = None;
+    for output in said {
+        let text = tokio::time::timeout(OUTPUT_GRACE, output).await;
+        let text = text.ok().and_then(Result::ok).unwrap_or_default();
+        explanation = explanation.or_else(|| last_line(&text));
+    }
+    HookResult {
+        name,
+        code: status.code(),
+        explanation: explanation.unwrap_or_else(|| format!("said nothing ({status})")),
+    }
+}
+
+/// Hooks run with the daemon's rights, so nobody with fewer may be able to change them.
+fn may_run(hook: &Path) -> Result<(), String> {
+    let own = nix::unistd::geteuid().as_raw();
+    let folder = hook.parent().unwrap_or(Path::new("/"));
+    for path in [folder, hook] {
+        let name = path.display();
+        let meta =
+            std::fs::metadata(path).map_err(|error| format!("{name} cannot be read: {error}"))?;
+        if meta.uid() != 0 && meta.uid() != own {
+            return Err(format!(
+                "{name} belongs to user {}; give it to root with chown, then it runs",
+                meta.uid()
+            ));
+        }
+        if meta.mode() & 0o022 != 0 {
+            return Err(format!(
+                "{name} can be changed by others (mode {:o}); run `chmod go-w {name}`",
+                meta.mode() & 0o7777
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The hook's process group: what it started goes with it.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0.and_then(|pid| i32::try_from(pid).ok()) {
+            // Gone already is what is wanted.
+            let group = nix::unistd::Pid::from_raw(pid);
+            let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
         }
     }
 }
 
 /// The first bytes of a stream; the rest is read and thrown away.
-async fn head(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> Vec<u8> {
+async fn head(stream: Option<Pipe>) -> Vec<u8> {
     let Some(mut stream) = stream else {
         return Vec::new();
     };
@@ -165,6 +219,50 @@ mod tests {
         let result = run(&hook, &[("PORT", "80".into())], Duration::from_secs(20)).await;
         assert_eq!(result.code, Some(3));
         assert_eq!(result.explanation, "port 80 is closed");
+    }
+
+    #[tokio::test]
+    async fn what_a_hook_leaves_behind_neither_delays_nor_survives_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let text = format!("sleep 600 & echo $! > {}; echo fine; exit 0", pid.display());
+        let hook = script(dir.path(), "h", 0o755, &text);
+        let result = run(&hook, &[], Duration::from_secs(20)).await;
+        assert_eq!(result.code, Some(0), "{result:?}");
+        let pid = std::fs::read_to_string(pid).unwrap();
+        let gone = || !Path::new("/proc").join(pid.trim()).join("exe").exists();
+        for _ in 0..100 {
+            if gone() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("process {pid} still runs");
+    }
+
+    #[tokio::test]
+    async fn a_hook_that_others_can_change_does_not_run_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let hook = script(dir.path(), "h", 0o775, "exit 0");
+        let result = run(&hook, &[], Duration::from_secs(20)).await;
+        assert_eq!(result.code, None);
+        assert!(result.explanation.contains("chmod go-w"), "{result:?}");
+        let hook = script(dir.path(), "h", 0o755, "exit 0");
+        assert_eq!(run(&hook, &[], Duration::from_secs(20)).await.code, Some(0));
+        let all = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(dir.path(), all).unwrap();
+        assert_eq!(run(&hook, &[], Duration::from_secs(20)).await.code, None);
+    }
+
+    #[tokio::test]
+    async fn a_dangling_link_fails_by_its_name_and_hides_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        script(dir.path(), "20-b", 0o755, "");
+        std::os::unix::fs::symlink("/nowhere", dir.path().join("10-a")).unwrap();
+        let hooks = list(dir.path()).unwrap();
+        assert_eq!(hooks.len(), 2);
+        let result = run(&hooks[0], &[], Duration::from_secs(20)).await;
+        assert_eq!((result.name.as_str(), result.code), ("10-a", None));
     }
 
     #[tokio::test]

@@ -48,6 +48,9 @@ use crate::{
     update::{failure::Failure, status::HubStatus},
 };
 
+/// Longest wait for the updater at a stop; systemd waits longer.
+const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(25);
+
 /// Exit code for a configuration or state directory that makes running impossible (sysexits.h, `EX_CONFIG`).
 const CONFIG_ERROR: u8 = 78;
 
@@ -145,6 +148,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
         actions,
         inbox,
     );
+    let heartbeat = updater.heartbeat();
     let updater = tokio::spawn(updater.run(stop.clone()));
     // What the first look at the board finds is the first thing that anyone hears.
     let mut first_look = published.clone();
@@ -172,7 +176,11 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
         Err(_) => None,
     };
     service_manager::ready();
-    let watchdog = tokio::spawn(supervise::keep_alive(published.clone(), stop.clone()));
+    let watchdog = tokio::spawn(supervise::keep_alive(
+        published.clone(),
+        heartbeat,
+        stop.clone(),
+    ));
 
     let ended_early = tokio::select! {
         () = signals.wait() => false,
@@ -183,7 +191,14 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     if let Some(link) = link {
         let _ = link.await;
     }
-    let ended = updater.await;
+    // A medium that does not answer must not hold the shutdown up: what counts is on disk, or was never told.
+    let Ok(ended) = tokio::time::timeout(STOP_LIMIT, updater).await else {
+        warn!(
+            "what was under way did not stop within {} s; ending without it",
+            STOP_LIMIT.as_secs()
+        );
+        return Ok(());
+    };
     control.abort();
     watchdog.abort();
     match (ended_early, ended) {

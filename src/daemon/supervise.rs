@@ -1,6 +1,12 @@
 //! What systemd hears from us, and what we hear from the system.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -61,16 +67,34 @@ pub async fn raised(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Keeps `STATUS=` current and feeds the watchdog. The updater publishes at least while it works; it is
-/// fed only while the runtime still turns over, so a daemon that hangs is restarted.
+/// Counts the turns of the updater's loop, which turns several times a second unless it hangs.
+#[derive(Debug, Clone, Default)]
+pub struct Heartbeat(Arc<AtomicU64>);
+
+impl Heartbeat {
+    /// One more turn.
+    pub fn beat(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Keeps `STATUS=` current and feeds the watchdog while the updater's loop turns: one that hangs (in a driver, on
+/// a dead medium) is restarted by systemd.
 pub async fn keep_alive(
     mut published: watch::Receiver<Published>,
+    heartbeat: Heartbeat,
     mut stop: watch::Receiver<bool>,
 ) {
     let pace =
         service_manager::watchdog_interval().map_or(Duration::from_secs(60), |limit| limit / 2);
     let mut feed = tokio::time::interval(pace);
     let mut said = String::new();
+    // Not a count: the first look at a board may take its time.
+    let mut counted = u64::MAX;
     loop {
         let line = status_line(&published.borrow_and_update().status);
         if line != said {
@@ -86,7 +110,13 @@ pub async fn keep_alive(
                 }
                 tokio::time::sleep(STATUS_PACE).await;
             }
-            _ = feed.tick() => service_manager::watchdog_ping(),
+            _ = feed.tick() => {
+                let beats = heartbeat.count();
+                if beats != counted {
+                    service_manager::watchdog_ping();
+                }
+                counted = beats;
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use super::{
     preflight,
     saved::Saved,
     store::Store,
-    supervise::raised,
+    supervise::{Heartbeat, raised},
 };
 use crate::{
     config::Config,
@@ -133,6 +133,7 @@ pub struct Updater {
     /// The end of an update that the state file does not hold yet. Until it does, nobody is told: a restart would
     /// take it back.
     untold_end: bool,
+    heartbeat: Heartbeat,
 }
 
 impl Updater {
@@ -177,8 +178,15 @@ impl Updater {
             held_up,
             look_at_desired: false,
             untold_end: false,
+            heartbeat: Heartbeat::default(),
         };
         (updater, receiver)
+    }
+
+    /// Beats while [`Updater::run`] does not hang.
+    #[must_use]
+    pub fn heartbeat(&self) -> Heartbeat {
+        self.heartbeat.clone()
     }
 
     /// Runs until `stop` is raised; then interrupts what is under way and waits for it. The next start goes
@@ -188,6 +196,7 @@ impl Updater {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            self.heartbeat.beat();
             tokio::select! {
                 () = raised(&mut stop) => break,
                 Some(command) = self.commands.recv() => self.handle(command).await,

@@ -1,11 +1,19 @@
 //! Reboots the device: through logind, so that services stop cleanly and inhibitors count; or by a
 //! stand-in command, for demo and tests.
+//!
+//! The way back out of a bad slot must not depend on that slot's logind or D-Bus, or on whoever inhibits
+//! reboots in it: [`Rebooter::force`] asks systemd itself. Each attempt has a time limit.
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Duration};
 
-use tokio::process::Command;
+use tokio::{process::Command, time::timeout};
 
 use crate::update::failure::{Class, Coded};
+
+/// Longest time for one attempt: the bus itself has no limit of its own.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(30);
+/// Asks systemd over its private socket; no unit is stopped first, file systems are unmounted.
+const FORCE: [&str; 4] = ["systemctl", "--no-block", "--force", "reboot"];
 
 /// How to reboot.
 #[derive(Debug, Clone)]
@@ -24,8 +32,11 @@ pub enum RebootError {
         "logind refused the reboot; see `loginctl list-inhibitors` and `journalctl -u systemd-logind`, or reboot by hand"
     )]
     Logind(#[source] zbus::Error),
+    /// Neither yes nor no.
+    #[error("no answer to the request to reboot within {} s; see `systemctl status systemd-logind dbus`", ATTEMPT_LIMIT.as_secs())]
+    Silent,
     /// The stand-in could not be started.
-    #[error("the reboot command `{command}` cannot be started; correct bootloader.reboot_command")]
+    #[error("the reboot command `{command}` cannot be started; see bootloader.reboot_command")]
     Start {
         /// Its first word.
         command: String,
@@ -35,7 +46,7 @@ pub enum RebootError {
     },
     /// The stand-in failed.
     #[error(
-        "the reboot command `{command}` ended with {status}; correct bootloader.reboot_command"
+        "the reboot command `{command}` ended with {status}; see bootloader.reboot_command and the journal"
     )]
     Status {
         /// Its first word.
@@ -49,13 +60,14 @@ impl Coded for RebootError {
     fn code(&self) -> &'static str {
         match self {
             Self::Logind(_) => "reboot-refused",
+            Self::Silent => "reboot-no-answer",
             Self::Start { .. } | Self::Status { .. } => "reboot-command-failed",
         }
     }
 
     fn class(&self) -> Class {
         match self {
-            Self::Logind(_) => Class::Wait,
+            Self::Logind(_) | Self::Silent => Class::Wait,
             Self::Start { .. } | Self::Status { .. } => Class::Final,
         }
     }
@@ -89,29 +101,49 @@ impl Rebooter {
                     let bus = zbus::Connection::system().await?;
                     LogindManagerProxy::new(&bus).await?.reboot(false).await
                 };
-                asked.await.map_err(RebootError::Logind)
+                let answer = timeout(ATTEMPT_LIMIT, asked).await;
+                answer
+                    .map_err(|_| RebootError::Silent)?
+                    .map_err(RebootError::Logind)
             }
-            Self::Command(words) => {
-                let (program, arguments) = words
-                    .split_first()
-                    .map_or(("", [].as_slice()), |(p, a)| (p.as_str(), a));
-                let command = program.to_owned();
-                let status = Command::new(program)
-                    .args(arguments)
-                    .stdin(Stdio::null())
-                    .status()
-                    .await;
-                let status = status.map_err(|source| RebootError::Start {
-                    command: command.clone(),
-                    source,
-                })?;
-                if status.success() {
-                    Ok(())
-                } else {
-                    Err(RebootError::Status { command, status })
-                }
-            }
+            Self::Command(words) => run(words).await,
         }
+    }
+
+    /// Asks for the reboot past logind and all inhibitors. Only for the way back out of a slot that failed,
+    /// when [`Rebooter::reboot`] does not lead there.
+    ///
+    /// # Errors
+    /// [`RebootError`].
+    pub async fn force(&self) -> Result<(), RebootError> {
+        match self {
+            Self::Logind => run(&FORCE.map(str::to_owned)).await,
+            Self::Command(words) => run(words).await,
+        }
+    }
+}
+
+async fn run(words: &[String]) -> Result<(), RebootError> {
+    let (program, arguments) = words
+        .split_first()
+        .map_or(("", [].as_slice()), |(p, a)| (p.as_str(), a));
+    let command = program.to_owned();
+    let ended = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    let status = timeout(ATTEMPT_LIMIT, ended)
+        .await
+        .map_err(|_| RebootError::Silent)?
+        .map_err(|source| RebootError::Start {
+            command: command.clone(),
+            source,
+        })?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(RebootError::Status { command, status })
     }
 }
 

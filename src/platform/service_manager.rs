@@ -7,6 +7,9 @@ use sd_notify::NotifyState;
 
 use crate::update::failure::{Class, Coded};
 
+/// Longest wait for an answer: the bus itself has no limit of its own.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
 /// Why a unit's state is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum UnitError {
@@ -19,12 +22,18 @@ pub enum UnitError {
         #[source]
         source: zbus::Error,
     },
+    /// Neither yes nor no.
+    #[error("systemd did not say within {} s whether unit {unit} is active; is the system bus running?", ANSWER_LIMIT.as_secs())]
+    Silent {
+        /// The unit.
+        unit: String,
+    },
 }
 
 impl Coded for UnitError {
     fn code(&self) -> &'static str {
         match self {
-            Self::Bus { .. } => "systemd-unreachable",
+            Self::Bus { .. } | Self::Silent { .. } => "systemd-unreachable",
         }
     }
 
@@ -106,10 +115,12 @@ pub async fn unit_active(unit: &str) -> Result<bool, UnitError> {
         let bus = zbus::Connection::system().await?;
         unit_active_on(&bus, unit).await
     };
-    asked.await.map_err(|source| UnitError::Bus {
-        unit: unit.to_owned(),
-        source,
-    })
+    let answer = tokio::time::timeout(ANSWER_LIMIT, asked).await;
+    let unit = unit.to_owned();
+    match answer {
+        Ok(answer) => answer.map_err(|source| UnitError::Bus { unit, source }),
+        Err(_) => Err(UnitError::Silent { unit }),
+    }
 }
 
 async fn unit_active_on(bus: &zbus::Connection, unit: &str) -> zbus::Result<bool> {

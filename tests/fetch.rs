@@ -43,6 +43,7 @@ fn config(server: &ImageServer) -> FetchConfig {
         retry_max: Duration::from_millis(20),
         max_redirects: 3,
         authorization_file: None,
+        authorization_hosts: Vec::new(),
     }
 }
 
@@ -616,6 +617,7 @@ async fn the_authorization_header_goes_to_its_origin_only() {
     let file = secret_file(&dir, "Bearer TOKEN-1\n");
     let settings = FetchConfig {
         authorization_file: Some(file.clone()),
+        authorization_hosts: vec!["LocalHost".to_owned()],
         insecure_hosts: vec!["localhost".to_owned()],
         ..config(&server)
     };
@@ -660,6 +662,41 @@ async fn the_authorization_header_goes_to_its_origin_only() {
     std::fs::remove_file(&file).unwrap();
     let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
     assert_eq!(error.unwrap_err().code(), "authorization-file-unreadable");
+}
+
+#[tokio::test]
+async fn only_listed_hosts_are_sent_the_authorization_header_of_image_and_signature() {
+    let (server, _) = ready();
+    let signature = format!("{PATH}.minisig");
+    server.put(&signature, b"signed".to_vec());
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = secret_file(&dir, "Bearer TOKEN\n");
+    let port = uri(&server).secret().port().unwrap();
+    let listed = |host: String| vec!["images.example".to_owned(), host];
+    for (hosts, sent) in [
+        (listed("localhost".to_owned()), true),
+        (listed(format!("LOCALHOST:{port}")), true),
+        (listed(format!("localhost:{}", port ^ 1)), false),
+        (listed("sub.localhost".to_owned()), false),
+        (Vec::new(), false),
+    ] {
+        let fetcher = Fetcher::new(&FetchConfig {
+            authorization_file: Some(file.clone()),
+            authorization_hosts: hosts.clone(),
+            ..config(&server)
+        })
+        .unwrap();
+        server.clear_requests();
+        let got = get(&fetcher, &uri(&server), .., None).await;
+        got.map(|_| ()).unwrap();
+        let beside = uri(&server).beside(".minisig");
+        let minisig = fetcher.get_small(&beside, 100).await.unwrap();
+        assert_eq!(minisig.as_deref(), Some(&b"signed"[..]));
+        let token = sent.then(|| "Bearer TOKEN".to_owned());
+        let log = server.requests();
+        let heard: Vec<_> = log.into_iter().map(|one| one.authorization).collect();
+        assert_eq!(heard, [token.clone(), token], "{hosts:?}");
+    }
 }
 
 #[tokio::test]

@@ -126,6 +126,8 @@ pub struct FetchConfig {
     pub max_redirects: u8,
     /// File whose single line is sent as the `Authorization` header, to the image's host only.
     pub authorization_file: Option<PathBuf>,
+    /// Hosts, with or without `:port`, that are sent that header. Not empty when there is a file.
+    pub authorization_hosts: Vec<String>,
 }
 
 /// `[trust]`: who may sign an image.

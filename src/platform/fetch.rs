@@ -8,7 +8,8 @@
 //! What no repetition can cure ends at once with an error that says what to do.
 //!
 //! Rules: https unless the host is listed in `fetch.insecure_hosts`; a redirect never leads from https to
-//! http, and never takes the `Authorization` header to another origin; no automatic decompression (it
+//! http; the `Authorization` header goes to the hosts in `fetch.authorization_hosts` only, and never along
+//! with a redirect to another origin; no automatic decompression (it
 //! would break ranges and hashes); no time limit on a whole body, only on silence. The query of a URL is a
 //! secret: neither errors nor logs contain it.
 
@@ -76,6 +77,7 @@ struct Inner {
     client: Client,
     insecure_hosts: Vec<String>,
     authorization_file: Option<PathBuf>,
+    authorization_hosts: Vec<String>,
     connect_timeout: Duration,
     read_timeout: Duration,
     give_up_after: Duration,
@@ -107,6 +109,7 @@ impl Fetcher {
             client,
             insecure_hosts: config.insecure_hosts.clone(),
             authorization_file: config.authorization_file.clone(),
+            authorization_hosts: config.authorization_hosts.clone(),
             connect_timeout: config.connect_timeout,
             read_timeout: config.read_timeout,
             give_up_after: config.give_up_after,
@@ -292,9 +295,11 @@ impl Fetcher {
     /// Sends the request and follows redirects; the answer is none.
     async fn follow(&self, uri: &PackageUri, headers: &HeaderMap) -> Result<Response, FetchError> {
         let mut url = uri.secret().clone();
-        // Plain http would show the header to everyone on the way.
+        // Whoever sends an update chooses its address, but not who hears the secret; plain http would show it
+        // to everyone on the way.
+        let trusted = url.scheme() == "https" && uri.is_at_one_of(&self.0.authorization_hosts);
         let mut authorization = match &self.0.authorization_file {
-            Some(file) if url.scheme() == "https" => Some(read_authorization(file).await?),
+            Some(file) if trusted => Some(read_authorization(file).await?),
             _ => None,
         };
         for _ in 0..=self.0.max_redirects {

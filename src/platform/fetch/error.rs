@@ -116,7 +116,7 @@ pub enum FetchError {
     },
     /// The server refuses this device.
     #[error(
-        "the server refuses access to {uri} ({status}); check the URL's signature or fetch.authorization_file"
+        "the server refuses access to {uri} ({status}); check the URL's signature, or fetch.authorization_file and fetch.authorization_hosts"
     )]
     Forbidden {
         /// What was asked for.

@@ -48,14 +48,15 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
-    /// It is not a document of ours.
-    #[error("{} is damaged", .file.display())]
+    /// It is not a document of ours. The parser's own words would quote it, and it holds secrets.
+    #[error("{} is damaged (line {line}, column {column})", .file.display())]
     Corrupt {
         /// The file.
         file: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: serde_json::Error,
+        /// Where, from 1; 0 when that is not known.
+        line: usize,
+        /// Likewise.
+        column: usize,
     },
     /// Another daemon runs.
     #[error("another fwupdated uses {}; stop it first (systemctl stop fwupdated)", .directory.display())]
@@ -137,10 +138,11 @@ impl StateFile {
         file.take(MAX_DOCUMENT)
             .read_to_end(&mut text)
             .map_err(read)?;
-        let document = serde_json::from_slice(&text);
-        document.map(Some).map_err(|source| StateError::Corrupt {
+        let document: Result<T, serde_json::Error> = serde_json::from_slice(&text);
+        document.map(Some).map_err(|error| StateError::Corrupt {
             file: self.path.clone(),
-            source,
+            line: error.line(),
+            column: error.column(),
         })
     }
 
@@ -172,13 +174,13 @@ impl StateFile {
             .map_err(|source| StateError::write(&self.path, source))
     }
 
-    /// Moves a damaged document aside, as `NAME.damaged`.
+    /// Moves the document aside, as `NAME.suffix`, over an earlier one of that name.
     ///
     /// # Errors
     /// `state-write-failed`.
-    pub fn quarantine(&self) -> Result<PathBuf, StateError> {
+    pub fn move_aside(&self, suffix: &str) -> Result<PathBuf, StateError> {
         let mut name = self.path.file_name().unwrap_or_default().to_owned();
-        name.push(".damaged");
+        name.push(format!(".{suffix}"));
         let aside = self.path.with_file_name(name);
         fs::rename(&self.path, &aside).map_err(|source| StateError::write(&self.path, source))?;
         Ok(aside)
@@ -356,7 +358,7 @@ mod tests {
         fs::write(file.path(), "{\"half\":").unwrap();
         let error = file.load::<serde_json::Value>().unwrap_err();
         assert!(error.is_corrupt());
-        let aside = file.quarantine().unwrap();
+        let aside = file.move_aside("damaged").unwrap();
         assert!(aside.ends_with("state.json.damaged"));
         assert_eq!(file.load::<serde_json::Value>().unwrap(), None);
     }

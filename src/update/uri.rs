@@ -177,12 +177,26 @@ impl Serialize for PackageUri {
     }
 }
 
+/// Takes what any version has accepted and stored: one address must not make the state file unreadable.
+/// What comes from outside goes through [`FromStr`], or [`from_outside`].
 impl<'de> Deserialize<'de> for PackageUri {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        let url = Url::parse(&String::deserialize(deserializer)?);
+        match url.map_err(serde::de::Error::custom)? {
+            url if matches!(url.scheme(), "https" | "http") => Ok(Self(url)),
+            _ => Err(serde::de::Error::custom("neither https:// nor http://")),
+        }
     }
+}
+
+/// Deserialises an address that a request brings, as strictly as [`FromStr`]: for `deserialize_with`.
+///
+/// # Errors
+/// Those of [`UriError`].
+pub fn from_outside<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PackageUri, D::Error> {
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(serde::de::Error::custom)
 }
 
 #[cfg(test)]
@@ -233,6 +247,33 @@ mod tests {
         assert_eq!(uri.to_string(), "unknown");
         let text = serde_json::to_string(&uri).unwrap();
         assert_eq!(serde_json::from_str::<PackageUri>(&text).unwrap(), uri);
+    }
+
+    #[test]
+    fn a_stored_address_that_is_no_longer_accepted_is_still_read_and_shown_without_secrets() {
+        for (text, shown) in [
+            (
+                "https://user:SECRET@store.example/x",
+                "https://store.example/x",
+            ),
+            (
+                "https://store.example/a b?SECRET",
+                "https://store.example/a%20b",
+            ),
+        ] {
+            assert!(text.parse::<PackageUri>().is_err(), "{text}");
+            let stored = serde_json::to_string(text).unwrap();
+            let uri: PackageUri = serde_json::from_str(&stored).unwrap();
+            assert_eq!(uri.to_string(), shown);
+            assert!(!format!("{uri:?}").contains("SECRET"));
+        }
+        for text in ["", "x", "ftp://store.example/x", "file:///etc/shadow"] {
+            let stored = serde_json::to_string(text).unwrap();
+            assert!(
+                serde_json::from_str::<PackageUri>(&stored).is_err(),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -481,6 +481,33 @@ async fn a_stalled_body_is_continued_and_ends_as_stalled() {
 }
 
 #[tokio::test]
+async fn a_server_that_drips_is_given_up_though_it_is_never_silent_for_long() {
+    let (server, image) = ready();
+    let settings = FetchConfig {
+        read_timeout: Duration::from_millis(500),
+        give_up_after: Duration::from_secs(1),
+        ..config(&server)
+    };
+    let fetcher = Fetcher::new(&settings).unwrap();
+    let drip = Fault::Drip(Duration::from_millis(25));
+    // Once: the rest comes from a server that has recovered.
+    server.fault(PATH, drip.clone());
+    let got = get(&fetcher, &uri(&server), .., None).await.unwrap();
+    assert!(got.bytes == image);
+    let log = server.requests();
+    assert!((2..1000).contains(&log[0].bytes), "{log:?}");
+    assert!(log.len() > 1 && log[1].range.is_some(), "{log:?}");
+    server.always(PATH, drip);
+    let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
+    let error = error.unwrap_err();
+    assert_eq!(
+        (error.code(), error.class()),
+        ("download-too-slow", Class::Retry)
+    );
+    assert!(error.to_string().contains("check the network"), "{error}");
+}
+
+#[tokio::test]
 async fn giving_up_on_a_call_loses_neither_bytes_nor_requests_nor_pauses() {
     let (server, image) = ready();
     server.throttle(Some(3_000_000));

@@ -118,7 +118,7 @@ pub struct FetchConfig {
     pub connect_timeout: Duration,
     /// Longest silence within a body. Default 60 s.
     pub read_timeout: Duration,
-    /// How long to go on retrying without a single new byte. Default 1 h.
+    /// How long to go on retrying without progress. Default 1 h.
     pub give_up_after: Duration,
     /// Longest pause between two attempts. Default 1 min.
     pub retry_max: Duration,

@@ -4,13 +4,14 @@
 //! [`Fetcher::open`] asks for a range of a file and gives a [`Download`], whose bytes come in order and
 //! each once, whatever the network does meanwhile: after a drop it asks for the rest (`Range` with
 //! `If-Range`), checks that the answer continues exactly there in the same file, and backs off with full
-//! jitter, as `Retry-After` says, until [`FetchConfig::give_up_after`] passed without a single new byte.
+//! jitter, as `Retry-After` says, until [`FetchConfig::give_up_after`] passed without progress. What drips
+//! in at less than 1 KiB a second, over ten times [`FetchConfig::read_timeout`], is no progress.
 //! What no repetition can cure ends at once with an error that says what to do.
 //!
 //! Rules: https unless the host is listed in `fetch.insecure_hosts`; a redirect never leads from https to
 //! http; the `Authorization` header goes to the hosts in `fetch.authorization_hosts` only, and never along
 //! with a redirect to another origin; no automatic decompression (it
-//! would break ranges and hashes); no time limit on a whole body, only on silence. The query of a URL is a
+//! would break ranges and hashes); no time limit on a whole body, only on silence and on a drip. The query of a URL is a
 //! secret: neither errors nor logs contain it.
 
 mod answer;
@@ -207,7 +208,7 @@ impl Fetcher {
     }
 
     fn patience(&self) -> Patience {
-        Patience::new(self.0.retry_max, self.0.give_up_after)
+        Patience::new(self.0.retry_max, self.0.give_up_after, self.0.read_timeout)
     }
 
     fn goes_on(&self) {

@@ -107,7 +107,7 @@ impl Store {
     /// Makes `saved` durable. Blocks.
     ///
     /// # Errors
-    /// The old document then still stands.
+    /// The old document then still stands, unless the failure says that the new one may be lost in a power cut.
     pub fn save(&self, saved: &Saved) -> Result<(), Failure> {
         self.0
             .file

@@ -43,6 +43,7 @@ fn config(server: &ImageServer) -> FetchConfig {
         retry_max: Duration::from_millis(20),
         max_redirects: 3,
         authorization_file: None,
+        authorization_hosts: Vec::new(),
     }
 }
 
@@ -480,6 +481,33 @@ async fn a_stalled_body_is_continued_and_ends_as_stalled() {
 }
 
 #[tokio::test]
+async fn a_server_that_drips_is_given_up_though_it_is_never_silent_for_long() {
+    let (server, image) = ready();
+    let settings = FetchConfig {
+        read_timeout: Duration::from_millis(500),
+        give_up_after: Duration::from_secs(1),
+        ..config(&server)
+    };
+    let fetcher = Fetcher::new(&settings).unwrap();
+    let drip = Fault::Drip(Duration::from_millis(25));
+    // Once: the rest comes from a server that has recovered.
+    server.fault(PATH, drip.clone());
+    let got = get(&fetcher, &uri(&server), .., None).await.unwrap();
+    assert!(got.bytes == image);
+    let log = server.requests();
+    assert!((2..1000).contains(&log[0].bytes), "{log:?}");
+    assert!(log.len() > 1 && log[1].range.is_some(), "{log:?}");
+    server.always(PATH, drip);
+    let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
+    let error = error.unwrap_err();
+    assert_eq!(
+        (error.code(), error.class()),
+        ("download-too-slow", Class::Retry)
+    );
+    assert!(error.to_string().contains("check the network"), "{error}");
+}
+
+#[tokio::test]
 async fn giving_up_on_a_call_loses_neither_bytes_nor_requests_nor_pauses() {
     let (server, image) = ready();
     server.throttle(Some(3_000_000));
@@ -616,6 +644,7 @@ async fn the_authorization_header_goes_to_its_origin_only() {
     let file = secret_file(&dir, "Bearer TOKEN-1\n");
     let settings = FetchConfig {
         authorization_file: Some(file.clone()),
+        authorization_hosts: vec!["LocalHost".to_owned()],
         insecure_hosts: vec!["localhost".to_owned()],
         ..config(&server)
     };
@@ -660,6 +689,41 @@ async fn the_authorization_header_goes_to_its_origin_only() {
     std::fs::remove_file(&file).unwrap();
     let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
     assert_eq!(error.unwrap_err().code(), "authorization-file-unreadable");
+}
+
+#[tokio::test]
+async fn only_listed_hosts_are_sent_the_authorization_header_of_image_and_signature() {
+    let (server, _) = ready();
+    let signature = format!("{PATH}.minisig");
+    server.put(&signature, b"signed".to_vec());
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = secret_file(&dir, "Bearer TOKEN\n");
+    let port = uri(&server).secret().port().unwrap();
+    let listed = |host: String| vec!["images.example".to_owned(), host];
+    for (hosts, sent) in [
+        (listed("localhost".to_owned()), true),
+        (listed(format!("LOCALHOST:{port}")), true),
+        (listed(format!("localhost:{}", port ^ 1)), false),
+        (listed("sub.localhost".to_owned()), false),
+        (Vec::new(), false),
+    ] {
+        let fetcher = Fetcher::new(&FetchConfig {
+            authorization_file: Some(file.clone()),
+            authorization_hosts: hosts.clone(),
+            ..config(&server)
+        })
+        .unwrap();
+        server.clear_requests();
+        let got = get(&fetcher, &uri(&server), .., None).await;
+        got.map(|_| ()).unwrap();
+        let beside = uri(&server).beside(".minisig");
+        let minisig = fetcher.get_small(&beside, 100).await.unwrap();
+        assert_eq!(minisig.as_deref(), Some(&b"signed"[..]));
+        let token = sent.then(|| "Bearer TOKEN".to_owned());
+        let log = server.requests();
+        let heard: Vec<_> = log.into_iter().map(|one| one.authorization).collect();
+        assert_eq!(heard, [token.clone(), token], "{hosts:?}");
+    }
 }
 
 #[tokio::test]

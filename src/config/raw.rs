@@ -169,6 +169,7 @@ section! {
         retry_max: RawDuration = RawDuration::seconds(60),
         max_redirects: u8 = 5,
         authorization_file: String = String::new(),
+        authorization_hosts: Vec<String> = Vec::new(),
     }
 }
 

@@ -230,6 +230,27 @@ fn values_out_of_range_are_located_where_they_were_last_given() {
             "f:1:20: hub.method_names has `a/b`",
         ),
         (
+            "fetch.authorization_file = '/token'",
+            "f:1:28: fetch.authorization_file is given, but no host that its header may be sent to; \
+             list the hosts of your images in fetch.authorization_hosts",
+        ),
+        (
+            "fetch.authorization_hosts = ['h:8443', 'https://h']",
+            "f:1:29: fetch.authorization_hosts has `https://h`",
+        ),
+        (
+            "fetch.authorization_hosts = ['h:0']",
+            "f:1:29: fetch.authorization_hosts has `h:0`",
+        ),
+        (
+            "fetch.authorization_hosts = ['*.h']",
+            "f:1:29: fetch.authorization_hosts has `*.h`",
+        ),
+        (
+            "fetch.authorization_hosts = ['::1']",
+            "f:1:29: fetch.authorization_hosts has `::1`",
+        ),
+        (
             "fetch.insecure_hosts = ['http://h/']",
             "f:1:24: fetch.insecure_hosts has `http://h/`",
         ),

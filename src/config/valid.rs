@@ -118,7 +118,7 @@ pub struct FetchConfig {
     pub connect_timeout: Duration,
     /// Longest silence within a body. Default 60 s.
     pub read_timeout: Duration,
-    /// How long to go on retrying without a single new byte. Default 1 h.
+    /// How long to go on retrying without progress. Default 1 h.
     pub give_up_after: Duration,
     /// Longest pause between two attempts. Default 1 min.
     pub retry_max: Duration,
@@ -126,6 +126,8 @@ pub struct FetchConfig {
     pub max_redirects: u8,
     /// File whose single line is sent as the `Authorization` header, to the image's host only.
     pub authorization_file: Option<PathBuf>,
+    /// Hosts, with or without `:port`, that are sent that header. Not empty when there is a file.
+    pub authorization_hosts: Vec<String>,
 }
 
 /// `[trust]`: who may sign an image.

@@ -39,8 +39,11 @@ const ORDERLY_ATTEMPTS: u32 = 3;
 const FORCE_AFTER: Duration = Duration::from_secs(5 * 60);
 /// A reboot that was accepted but has not happened after this long will not happen.
 const REBOOT_LIMIT: Duration = Duration::from_secs(15 * 60);
-/// Attempts to write a mark-good before the slot is given up.
-const MARK_GOOD_ATTEMPTS: u32 = 3;
+/// How long a healthy slot is tried to be marked good before it is given up: a user who holds the lock of the
+/// environment, or a medium with a hiccup, must not roll it back. The trial's timer leaves room for it.
+const MARK_GOOD_PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// Longest pause between two attempts of that.
+const MARK_GOOD_PAUSE: Duration = Duration::from_secs(10);
 
 /// What an action says.
 #[derive(Debug)]
@@ -418,21 +421,55 @@ impl Run {
     }
 
     async fn mark_good(&self, slot: Slot) -> Result<Event, Failure> {
-        let mut attempt = 1;
+        let began = Instant::now();
+        let mut failures = 0;
         loop {
             let board = self.context.board.clone();
             let marked =
                 blocking(move || board.with_bootloader(|bootloader| bootloader.mark_good(slot)))
                     .await;
-            match marked {
-                Ok(()) => return Ok(Event::MarkedGood),
-                Err(failure) if attempt >= MARK_GOOD_ATTEMPTS => return Err(failure),
-                Err(failure) => self.report(Report::Detail(format!(
-                    "marking slot {slot} good failed, trying again: {failure}"
-                ))),
+            let Err(failure) = marked else {
+                return Ok(Event::MarkedGood);
+            };
+            failures += 1;
+            let Some(pause) = mark_good_pause(failures, began.elapsed()) else {
+                return Err(failure);
+            };
+            self.report(Report::Detail(format!(
+                "marking slot {slot} good failed, trying again: {failure}"
+            )));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.cancel.cancelled() => return Err(super::meter::stopped()),
             }
-            attempt += 1;
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+/// The pause before a healthy slot is tried to be marked good again; `None` when patience is over.
+fn mark_good_pause(failures: u32, elapsed: Duration) -> Option<Duration> {
+    let pause = Duration::from_secs(1 << failures.saturating_sub(1).min(10));
+    let left = MARK_GOOD_PATIENCE.saturating_sub(elapsed);
+    (!left.is_zero()).then(|| pause.min(MARK_GOOD_PAUSE).min(left))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_healthy_slot_is_given_up_only_after_minutes_of_trying_to_mark_it_good() {
+        // As long as another holder of the lock is waited for.
+        for attempt in [Duration::ZERO, Duration::from_secs(3)] {
+            let (mut elapsed, mut failures) = (attempt, 1);
+            while let Some(pause) = mark_good_pause(failures, elapsed) {
+                assert!(!pause.is_zero() && pause <= MARK_GOOD_PAUSE, "{pause:?}");
+                elapsed += pause + attempt;
+                failures += 1;
+            }
+            let patience = MARK_GOOD_PATIENCE..MARK_GOOD_PATIENCE + Duration::from_secs(4);
+            assert!(patience.contains(&elapsed), "{elapsed:?}");
+            assert!((20..50).contains(&failures), "{failures} attempts");
         }
     }
 }

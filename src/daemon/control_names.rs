@@ -12,7 +12,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::update::{digest::Sha256, uri::PackageUri};
+use crate::update::{
+    digest::Sha256,
+    uri::{self, PackageUri},
+};
 
 /// The bus name (not needed peer to peer).
 pub const NAME: &str = "org.fwupdated1";
@@ -28,6 +31,7 @@ pub const INTERFACE: &str = "org.fwupdated1.Manager";
 #[serde(rename_all = "camelCase")]
 pub struct InstallRequest {
     /// Where the image is. Written whole, secrets included.
+    #[serde(deserialize_with = "uri::from_outside")]
     pub fw_package_uri: PackageUri,
     /// The version that the caller expects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,6 +105,22 @@ mod tests {
             serde_json::from_value::<InstallRequest>(document).unwrap(),
             request
         );
+    }
+
+    #[test]
+    fn a_request_s_address_is_read_as_strictly_as_the_method_s() {
+        for uri in [
+            "https://user@h/x",
+            "https://h/a b",
+            "https:h/x",
+            "ftp://h/x",
+        ] {
+            let request = json!({"fwPackageUri": uri});
+            assert!(
+                serde_json::from_value::<InstallRequest>(request).is_err(),
+                "{uri}"
+            );
+        }
     }
 
     #[test]

@@ -126,12 +126,12 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     let mut signals = signals()?;
 
     let store = Store::open(&config.state)?;
-    let (saved, lost) = store.load()?;
-    if let Some(failure) = lost {
-        error!(
-            fwupdated_error_code = failure.code,
-            "{failure}; it was moved aside and the daemon starts afresh"
-        );
+    if let Some(warning) = store::warning_about_place(&config) {
+        warn!("{warning}");
+    }
+    let saved = store.load()?;
+    if let Some(failure) = &saved.lost {
+        error!(fwupdated_error_code = failure.code, "{failure}");
     }
     let fetcher = Fetcher::new(&config.fetch).map_err(|error| Failure::from(&error))?;
     let identity = identity(&config);

@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// Version of the document's schema. Readers refuse a newer one.
+/// Version of the document's schema. Readers move a newer one aside.
 pub const SCHEMA: u32 = 1;
 
 /// Final reports waiting for the hub. More than these cannot pile up without a hub for that many updates.
@@ -67,6 +67,9 @@ pub struct Saved {
     /// For `fwupdatectl` without the daemon.
     #[serde(default)]
     pub status: Option<Status>,
+    /// Why the daemon started afresh, shown until it starts again.
+    #[serde(skip)]
+    pub lost: Option<Failure>,
 }
 
 /// What is known of a slot.
@@ -106,6 +109,7 @@ impl Default for Saved {
             security_epoch: 0,
             desired: Acted::default(),
             status: None,
+            lost: None,
         }
     }
 }

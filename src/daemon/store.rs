@@ -1,16 +1,24 @@
 //! The state directory: `state.json`, `history.jsonl`, and the lock that keeps a second daemon out.
 
-use std::{path::Path, sync::Arc};
+use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc};
+
+use serde::Deserialize;
 
 use super::saved::{SCHEMA, Saved};
 use crate::{
-    config::StateConfig,
-    platform::state_file::{DirectoryLock, History, StateFile},
+    config::{BootloaderKind, Config, StateConfig},
+    platform::state_file::{DirectoryLock, History, StateError, StateFile},
     update::{
         failure::{Class, Failure},
         status::UpdateReport,
     },
 };
+
+/// What every version of the document has.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u64,
+}
 
 /// The state directory, held by this process. Cheap to clone.
 #[derive(Clone)]
@@ -39,40 +47,67 @@ impl Store {
         })))
     }
 
-    /// What survived; a fresh document at the first start. A file that cannot be understood is moved aside,
-    /// with a warning in the result: the bootloader still knows what matters most.
+    /// What survived; a fresh document at the first start. A file that cannot be understood, or that a newer
+    /// fwupdated wrote, is moved aside, and `lost` says so in the fresh document: the bootloader still knows
+    /// what matters most, and a device that does not start could not be helped from afar.
     ///
     /// # Errors
-    /// The file exists and cannot be read, or was written by a newer fwupdated.
-    pub fn load(&self) -> Result<(Saved, Option<Failure>), Failure> {
-        match self.0.file.load::<Saved>() {
-            Ok(None) => Ok((Saved::default(), None)),
-            Ok(Some(saved)) if saved.version > SCHEMA => Err(Failure::new(
+    /// The file exists and cannot be read.
+    pub fn load(&self) -> Result<Saved, Failure> {
+        let file = &self.0.file;
+        // Only the version first: nothing else of a newer document needs to be understood.
+        let version = match file.load::<Versioned>() {
+            Ok(None) => return Ok(Saved::default()),
+            Ok(Some(Versioned { version })) => version,
+            Err(error) => return self.afresh(&error),
+        };
+        if version > u64::from(SCHEMA) {
+            let failure = Failure::new(
                 "state-too-new",
                 Class::Final,
                 format!(
-                    "{} has schema {}, this fwupdated knows {SCHEMA}; install the newer fwupdated again",
-                    self.0.file.path().display(),
-                    saved.version
+                    "{} was written by a newer fwupdated (schema {version}; this one knows {SCHEMA})",
+                    file.path().display()
                 ),
-            )),
-            Ok(Some(saved)) => Ok((saved, None)),
-            Err(error) if error.is_corrupt() => {
-                let failure = Failure::from(&error);
-                self.0
-                    .file
-                    .quarantine()
-                    .map_err(|error| Failure::from(&error))?;
-                Ok((Saved::default(), Some(failure)))
-            }
-            Err(error) => Err(Failure::from(&error)),
+            );
+            return Ok(self.without(failure, &format!("v{version}")));
+        }
+        match file.load::<Saved>() {
+            Ok(saved) => Ok(saved.unwrap_or_default()),
+            Err(error) => self.afresh(&error),
+        }
+    }
+
+    fn afresh(&self, error: &StateError) -> Result<Saved, Failure> {
+        let failure = Failure::from(error);
+        if error.is_corrupt() {
+            Ok(self.without(failure, "damaged"))
+        } else {
+            Err(failure)
+        }
+    }
+
+    /// A fresh document; the file is kept beside it as `state.json.suffix`.
+    fn without(&self, mut failure: Failure, suffix: &str) -> Saved {
+        let moved = match self.0.file.move_aside(suffix) {
+            Ok(aside) => format!("it is kept as {}", aside.display()),
+            Err(error) => format!("it cannot be kept ({})", Failure::from(&error).message),
+        };
+        failure.message = format!(
+            "{}; {moved}, and the daemon started afresh: reports not yet sent, images known as bad and the \
+             security epoch are forgotten",
+            failure.message
+        );
+        Saved {
+            lost: Some(failure),
+            ..Saved::default()
         }
     }
 
     /// Makes `saved` durable. Blocks.
     ///
     /// # Errors
-    /// The old document then still stands.
+    /// The old document then still stands, unless the failure says that the new one may be lost in a power cut.
     pub fn save(&self, saved: &Saved) -> Result<(), Failure> {
         self.0
             .file
@@ -100,5 +135,139 @@ impl Store {
             .history
             .append(report)
             .map_err(|error| Failure::from(&error))
+    }
+}
+
+/// What to say about a state directory that belongs to one slot. Nothing when that cannot be found out.
+pub fn warning_about_place(config: &Config) -> Option<String> {
+    let directory = &config.state.directory;
+    let device = |path: &Path| Some(std::fs::metadata(path).ok()?.dev());
+    belongs_to_a_slot(
+        config.bootloader.kind,
+        device(directory)?,
+        device(Path::new("/"))?,
+    )
+    .then(|| {
+        format!(
+            "the state directory {} lies in the running slot's own file system: the other slot starts without it, so \
+             that at each switch of slots the history of updates, the security epoch and the memory of images known \
+             as bad are lost; set state.directory to a folder on a partition that both slots share, or mount one there",
+            directory.display()
+        )
+    })
+}
+
+/// Whether the state directory, by its device, is part of the root file system, which an update replaces. A
+/// stand-in board has no slot of its own under `/`.
+fn belongs_to_a_slot(kind: BootloaderKind, directory: u64, root: u64) -> bool {
+    kind == BootloaderKind::Uboot && directory == root
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::update::machine::State;
+
+    /// Of a version to come: a schema, a state and members that this one does not know.
+    const NEWER: &str = r#"{
+        "version": 2,
+        "machine": {"state": "healing", "plan": ["a", 1]},
+        "securityEpoch": "seven",
+        "outbox": {"first": null}
+    }"#;
+    /// Of this schema, in a state that this version does not know.
+    const UNKNOWN_STATE: &str = r#"{"version": 1, "machine": {"state": "healing"}, "outbox": []}"#;
+
+    struct Directory(tempfile::TempDir);
+
+    impl Directory {
+        fn with(document: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("state.json"), document).unwrap();
+            Self(dir)
+        }
+
+        fn store(&self) -> Store {
+            let directory = self.0.path().to_owned();
+            Store::open(&StateConfig { directory }).unwrap()
+        }
+
+        fn aside(&self, suffix: &str) -> String {
+            let name = format!("state.json.{suffix}");
+            fs::read_to_string(self.0.path().join(name)).unwrap()
+        }
+    }
+
+    fn lost(saved: &Saved) -> &Failure {
+        assert_eq!(saved.machine, State::Idle);
+        assert!(saved.outbox.is_empty() && saved.version == SCHEMA);
+        saved.lost.as_ref().unwrap()
+    }
+
+    #[test]
+    fn the_file_of_a_newer_version_is_moved_aside_and_the_daemon_starts_afresh() {
+        let dir = Directory::with(NEWER);
+        let store = dir.store();
+        let saved = store.load().unwrap();
+        assert_eq!(lost(&saved).code, "state-too-new");
+        assert!(lost(&saved).message.contains("state.json.v2"));
+        assert_eq!(dir.aside("v2"), NEWER);
+        // It is said once, and one file a version is kept.
+        store.save(&saved).unwrap();
+        assert_eq!(store.load().unwrap().lost, None);
+        let newest = NEWER.replace("healing", "dreaming");
+        fs::write(dir.0.path().join("state.json"), &newest).unwrap();
+        store.load().unwrap();
+        assert_eq!(dir.aside("v2"), newest);
+    }
+
+    #[test]
+    fn a_version_of_any_size_is_newer_and_not_damaged() {
+        let dir = Directory::with("{\"version\": 4294967297}");
+        assert_eq!(lost(&dir.store().load().unwrap()).code, "state-too-new");
+        dir.aside("v4294967297");
+    }
+
+    #[test]
+    fn a_state_that_is_not_known_counts_as_damage() {
+        for document in [
+            UNKNOWN_STATE,
+            "",
+            "[]",
+            "{\"machine\": null}",
+            "{\"version\":",
+        ] {
+            let dir = Directory::with(document);
+            let saved = dir.store().load().unwrap();
+            assert_eq!(lost(&saved).code, "state-corrupt", "{document}");
+            assert_eq!(dir.aside("damaged"), document);
+        }
+    }
+
+    #[test]
+    fn what_is_said_about_a_damaged_file_quotes_nothing_of_it() {
+        let dir = Directory::with("{\"version\": \"https://h/x?sig=SECRET\"}");
+        let saved = dir.store().load().unwrap();
+        let message = &lost(&saved).message;
+        assert!(message.contains("is damaged (line 1, column"), "{message}");
+        assert!(!message.contains("SECRET"), "{message}");
+    }
+
+    #[test]
+    fn only_a_state_directory_in_a_slot_of_a_real_board_is_warned_about() {
+        let (root, data) = (0xb302, 0xb304);
+        assert!(belongs_to_a_slot(BootloaderKind::Uboot, root, root));
+        assert!(!belongs_to_a_slot(BootloaderKind::Uboot, data, root));
+        assert!(!belongs_to_a_slot(BootloaderKind::File, root, root));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_moved_aside_does_not_keep_the_daemon_from_starting() {
+        let dir = Directory::with(NEWER);
+        fs::create_dir(dir.0.path().join("state.json.v2")).unwrap();
+        let saved = dir.store().load().unwrap();
+        assert!(lost(&saved).message.contains("it cannot be kept"));
     }
 }

@@ -820,7 +820,12 @@ fn status(
         hub: hub.clone(),
         update: saved.current_report(meter.progress(), detail),
         last_success: saved.last_success,
-        problem: board.as_ref().err().or(unsaved).cloned(),
+        problem: board
+            .as_ref()
+            .err()
+            .or(unsaved)
+            .or(saved.lost.as_ref())
+            .cloned(),
     }
 }
 

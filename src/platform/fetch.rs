@@ -4,12 +4,14 @@
 //! [`Fetcher::open`] asks for a range of a file and gives a [`Download`], whose bytes come in order and
 //! each once, whatever the network does meanwhile: after a drop it asks for the rest (`Range` with
 //! `If-Range`), checks that the answer continues exactly there in the same file, and backs off with full
-//! jitter, as `Retry-After` says, until [`FetchConfig::give_up_after`] passed without a single new byte.
+//! jitter, as `Retry-After` says, until [`FetchConfig::give_up_after`] passed without progress. What drips
+//! in at less than 1 KiB a second, over ten times [`FetchConfig::read_timeout`], is no progress.
 //! What no repetition can cure ends at once with an error that says what to do.
 //!
 //! Rules: https unless the host is listed in `fetch.insecure_hosts`; a redirect never leads from https to
-//! http, and never takes the `Authorization` header to another origin; no automatic decompression (it
-//! would break ranges and hashes); no time limit on a whole body, only on silence. The query of a URL is a
+//! http; the `Authorization` header goes to the hosts in `fetch.authorization_hosts` only, and never along
+//! with a redirect to another origin; no automatic decompression (it
+//! would break ranges and hashes); no time limit on a whole body, only on silence and on a drip. The query of a URL is a
 //! secret: neither errors nor logs contain it.
 
 mod answer;
@@ -76,6 +78,7 @@ struct Inner {
     client: Client,
     insecure_hosts: Vec<String>,
     authorization_file: Option<PathBuf>,
+    authorization_hosts: Vec<String>,
     connect_timeout: Duration,
     read_timeout: Duration,
     give_up_after: Duration,
@@ -107,6 +110,7 @@ impl Fetcher {
             client,
             insecure_hosts: config.insecure_hosts.clone(),
             authorization_file: config.authorization_file.clone(),
+            authorization_hosts: config.authorization_hosts.clone(),
             connect_timeout: config.connect_timeout,
             read_timeout: config.read_timeout,
             give_up_after: config.give_up_after,
@@ -204,7 +208,7 @@ impl Fetcher {
     }
 
     fn patience(&self) -> Patience {
-        Patience::new(self.0.retry_max, self.0.give_up_after)
+        Patience::new(self.0.retry_max, self.0.give_up_after, self.0.read_timeout)
     }
 
     fn goes_on(&self) {
@@ -292,9 +296,11 @@ impl Fetcher {
     /// Sends the request and follows redirects; the answer is none.
     async fn follow(&self, uri: &PackageUri, headers: &HeaderMap) -> Result<Response, FetchError> {
         let mut url = uri.secret().clone();
-        // Plain http would show the header to everyone on the way.
+        // Whoever sends an update chooses its address, but not who hears the secret; plain http would show it
+        // to everyone on the way.
+        let trusted = url.scheme() == "https" && uri.is_at_one_of(&self.0.authorization_hosts);
         let mut authorization = match &self.0.authorization_file {
-            Some(file) if url.scheme() == "https" => Some(read_authorization(file).await?),
+            Some(file) if trusted => Some(read_authorization(file).await?),
             _ => None,
         };
         for _ in 0..=self.0.max_redirects {

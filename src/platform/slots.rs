@@ -1,5 +1,6 @@
 //! Which partitions the slots are, and which of them runs. Writes nothing.
 //!
+//! A slot's name must lead to one partition: one of a second disk that carries the same is never guessed at.
 //! The running slot is found by the device number of `/`, never by configuration alone: a wrong line in a
 //! file must not be enough to overwrite a running system. [`InactiveSlot`] is the proof that a slot does
 //! not run; only [`Slots::inactive`] makes one.
@@ -24,6 +25,12 @@ use crate::{
 /// The kernel's id of the present boot (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// All block devices that there are, as the kernel tells of them.
+const BLOCK_DEVICES: &str = "/sys/class/block";
+/// Links to partitions by name and by id, as udev makes them.
+const BY_LABEL: &str = "/dev/disk/by-partlabel";
+const BY_ID: &str = "/dev/disk/by-partuuid";
+
 /// Why the slots cannot be told apart.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotsError {
@@ -47,6 +54,30 @@ pub enum SlotsError {
         slot: Slot,
         /// Where it leads.
         path: PathBuf,
+    },
+    /// A file where U-Boot would boot a partition.
+    #[error(
+        "slot {slot} is the regular file {}, which U-Boot cannot boot: an image would be written there and another be \
+         booted; set slots.{slot}.rootfs to the partition, and remove the file if it lies in /dev", .path.display()
+    )]
+    RegularFile {
+        /// The slot.
+        slot: Slot,
+        /// Where it leads.
+        path: PathBuf,
+    },
+    /// A name that several partitions carry.
+    #[error(
+        "slot {slot} is configured as {spec}, a name that {partitions} all carry, so that the wrong one might be written; \
+         take the other disk away, or give each partition its own name (`sfdisk --part-label`, `--part-uuid`)"
+    )]
+    Ambiguous {
+        /// The slot.
+        slot: Slot,
+        /// As configured.
+        spec: String,
+        /// The partitions.
+        partitions: String,
     },
     /// Both slots are one.
     #[error("slots a and b are the same device ({}); give each slot its own partition", .0.display())]
@@ -90,6 +121,8 @@ impl Coded for SlotsError {
         match self {
             Self::Missing { .. } => "slot-missing",
             Self::NotASlot { .. } => "slot-not-a-device",
+            Self::RegularFile { .. } => "slot-is-a-file",
+            Self::Ambiguous { .. } => "slot-ambiguous",
             Self::SameDevice(_) => "slots-same-device",
             Self::NeitherRuns { .. } => "slots-neither-runs",
             Self::CommandLine { .. } => "slots-command-line",
@@ -131,6 +164,7 @@ pub struct Slots {
     b: String,
     kind: BootloaderKind,
     booted_file: Option<PathBuf>,
+    block_devices: PathBuf,
 }
 
 /// A device or file, by what the kernel knows it by.
@@ -170,16 +204,25 @@ impl Identity {
 }
 
 impl Slots {
-    /// Checks that both slots exist and differ.
+    /// Checks that both slots exist, differ, and are what the bootloader boots.
     ///
     /// # Errors
     /// [`SlotsError`].
     pub fn open(slots: &SlotsConfig, bootloader: &BootloaderConfig) -> Result<Self, SlotsError> {
+        Self::among(Path::new(BLOCK_DEVICES), slots, bootloader)
+    }
+
+    fn among(
+        block_devices: &Path,
+        slots: &SlotsConfig,
+        bootloader: &BootloaderConfig,
+    ) -> Result<Self, SlotsError> {
         let slots = Self {
             a: slots.a.clone(),
             b: slots.b.clone(),
             kind: bootloader.kind,
             booted_file: bootloader.booted_file.clone(),
+            block_devices: block_devices.to_owned(),
         };
         slots.resolve_both()?;
         Ok(slots)
@@ -220,12 +263,44 @@ impl Slots {
     }
 
     fn resolve_both(&self) -> Result<[(PathBuf, Identity); 2], SlotsError> {
-        let a = resolve(Slot::A, &self.a)?;
-        let b = resolve(Slot::B, &self.b)?;
+        let a = self.resolve(Slot::A, &self.a)?;
+        let b = self.resolve(Slot::B, &self.b)?;
         if a.1.bytes() == b.1.bytes() {
             return Err(SlotsError::SameDevice(a.0));
         }
         Ok([a, b])
+    }
+
+    /// Follows a specification to the device or file itself.
+    fn resolve(&self, slot: Slot, spec: &str) -> Result<(PathBuf, Identity), SlotsError> {
+        let link = match spec.split_once('=') {
+            Some(("PARTUUID", id)) => Path::new(BY_ID).join(id.to_lowercase()),
+            Some(("PARTLABEL", label)) => Path::new(BY_LABEL).join(udev_name(label)),
+            _ => PathBuf::from(spec),
+        };
+        // Of several partitions that carry the name, the link leads to whichever came last.
+        let partitions = carriers(&self.block_devices, &link);
+        if partitions.len() > 1 {
+            return Err(SlotsError::Ambiguous {
+                slot,
+                spec: spec.to_owned(),
+                partitions: partitions.join(" and "),
+            });
+        }
+        let missing = |source| SlotsError::Missing {
+            slot,
+            spec: spec.to_owned(),
+            source,
+        };
+        let path = fs::canonicalize(link).map_err(missing)?;
+        let meta = fs::metadata(&path).map_err(missing)?;
+        match (Identity::of(&meta), self.kind) {
+            (Some(Identity::File { .. }), BootloaderKind::Uboot) => {
+                Err(SlotsError::RegularFile { slot, path })
+            }
+            (Some(identity), _) => Ok((path, identity)),
+            (None, _) => Err(SlotsError::NotASlot { slot, path }),
+        }
     }
 
     /// The slot whose device number `/` has.
@@ -315,24 +390,34 @@ fn overlay_lower_devices(mountinfo: &str) -> Vec<u64> {
         .collect()
 }
 
-/// Follows a specification to the device or file itself.
-fn resolve(slot: Slot, spec: &str) -> Result<(PathBuf, Identity), SlotsError> {
-    let link = match spec.split_once('=') {
-        Some(("PARTUUID", id)) => Path::new("/dev/disk/by-partuuid").join(id.to_lowercase()),
-        Some(("PARTLABEL", label)) => Path::new("/dev/disk/by-partlabel").join(udev_name(label)),
-        _ => PathBuf::from(spec),
+/// The partitions below `block_devices` that carry the name or id that `link` stands for, as udev spells it. Empty
+/// for any other path, and where the kernel does not tell: the id it tells since Linux 6.9, and of a name only
+/// ASCII as it is.
+fn carriers(block_devices: &Path, link: &Path) -> Vec<String> {
+    let key = match link.parent().and_then(Path::to_str) {
+        Some(BY_LABEL) => "PARTNAME=",
+        Some(BY_ID) => "PARTUUID=",
+        _ => return Vec::new(),
     };
-    let missing = |source| SlotsError::Missing {
-        slot,
-        spec: spec.to_owned(),
-        source,
+    let carries = |about: &[u8]| {
+        let about = String::from_utf8_lossy(about);
+        let value = about.lines().find_map(|line| line.strip_prefix(key));
+        value.is_some_and(|value| {
+            let name = match key {
+                "PARTUUID=" => value.to_lowercase(),
+                _ => udev_name(value),
+            };
+            link.file_name() == Some(name.as_ref())
+        })
     };
-    let path = fs::canonicalize(link).map_err(missing)?;
-    let meta = fs::metadata(&path).map_err(missing)?;
-    match Identity::of(&meta) {
-        Some(identity) => Ok((path, identity)),
-        None => Err(SlotsError::NotASlot { slot, path }),
-    }
+    let devices = fs::read_dir(block_devices).into_iter().flatten().flatten();
+    let mut names: Vec<_> = devices
+        // What goes away meanwhile is no partition any more.
+        .filter(|device| fs::read(device.path().join("uevent")).is_ok_and(|about| carries(&about)))
+        .map(|device| format!("/dev/{}", device.file_name().to_string_lossy()))
+        .collect();
+    names.sort();
+    names
 }
 
 /// A label as udev spells it in a link's name: everything but letters, digits and `#+-.:=@_` as `\xNN`.
@@ -396,6 +481,16 @@ mod tests {
         }
 
         fn open(&self, a: &str, b: &str, kind: BootloaderKind) -> Result<Slots, SlotsError> {
+            self.open_among(Path::new(BLOCK_DEVICES), a, b, kind)
+        }
+
+        fn open_among(
+            &self,
+            block_devices: &Path,
+            a: &str,
+            b: &str,
+            kind: BootloaderKind,
+        ) -> Result<Slots, SlotsError> {
             let path = |name: &str| {
                 if name.contains(['/', '=']) {
                     name.to_owned()
@@ -411,7 +506,8 @@ mod tests {
                 booted_file: Some(self.dir.path().join("booted")),
                 reboot_command: None,
             };
-            Slots::open(
+            Slots::among(
+                block_devices,
                 &SlotsConfig {
                     a: path(a),
                     b: path(b),
@@ -460,10 +556,72 @@ mod tests {
     }
 
     #[test]
-    fn with_u_boot_files_never_pass_for_the_running_root() {
+    fn with_u_boot_a_file_is_no_slot() {
         let board = Board::new();
-        let slots = board.open("a", "b", BootloaderKind::Uboot).unwrap();
-        assert_eq!(slots.inactive().unwrap_err().code(), "slots-neither-runs");
+        let error = board.open("a", "b", BootloaderKind::Uboot).unwrap_err();
+        assert_eq!(error.code(), "slot-is-a-file");
+        assert!(error.to_string().contains("slots.a.rootfs"), "{error}");
+    }
+
+    /// A made-up `/sys/class/block`.
+    fn block_devices(devices: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, about) in devices {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("uevent"), about).unwrap();
+        }
+        // Gone while we look.
+        fs::create_dir(dir.path().join("sdz1")).unwrap();
+        dir
+    }
+
+    const CLONED: &[(&str, &str)] = &[
+        ("mmcblk0", "MAJOR=179\nDEVNAME=mmcblk0\nDEVTYPE=disk\n"),
+        ("mmcblk0p2", "PARTN=2\nPARTNAME=rootfs-a\nPARTUUID=0A-01\n"),
+        ("mmcblk0p3", "PARTN=3\nPARTNAME=root fs\nPARTUUID=0a-02\n"),
+        ("mmcblk0p4", "PARTN=4\nPARTNAME=data\nPARTUUID=0a-03\n"),
+        ("sda1", "PARTN=1\nPARTNAME=rootfs-a\nPARTUUID=0a-01\n"),
+        ("sda2", "PARTN=2\nPARTNAME=root fs\nPARTUUID=0b-02\n"),
+        ("sda3", "PARTN=3\nPARTNAME=data-2\n"),
+    ];
+
+    #[test]
+    fn a_name_that_two_partitions_carry_is_no_slot() {
+        let board = Board::new();
+        let devices = block_devices(CLONED);
+        for spec in [
+            "PARTLABEL=rootfs-a",
+            "/dev/disk/by-partlabel/rootfs-a",
+            "PARTUUID=0A-01",
+            "/dev/disk/by-partuuid/0a-01",
+            "PARTLABEL=root fs",
+            "/dev/disk/by-partlabel/root\\x20fs",
+        ] {
+            for kind in [BootloaderKind::Uboot, BootloaderKind::File] {
+                let opened = board.open_among(devices.path(), spec, "b", kind);
+                let error = opened.unwrap_err();
+                assert_eq!(error.code(), "slot-ambiguous", "{spec}");
+                let text = error.to_string();
+                assert!(text.contains(spec) && text.contains("/dev/sda"), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_that_one_partition_or_none_carries_is_looked_up_as_ever() {
+        let devices = block_devices(CLONED);
+        let found = |link: &str| carriers(devices.path(), Path::new(link));
+        assert_eq!(found("/dev/disk/by-partlabel/data"), ["/dev/mmcblk0p4"]);
+        assert_eq!(found("/dev/disk/by-partuuid/0b-02"), ["/dev/sda2"]);
+        assert!(found("/dev/disk/by-partlabel/rootfs").is_empty());
+        assert!(found("/dev/disk/by-id/rootfs-a").is_empty());
+        assert!(found("/dev/mmcblk0p2").is_empty());
+        let nothing = carriers(&devices.path().join("nowhere"), Path::new("/dev/x"));
+        assert!(nothing.is_empty());
+        let board = Board::new();
+        let spec = "PARTLABEL=data";
+        let opened = board.open_among(devices.path(), spec, "b", BootloaderKind::File);
+        assert_eq!(opened.unwrap_err().code(), "slot-missing");
     }
 
     #[test]

@@ -39,6 +39,18 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
+    /// It is written, but its folder cannot be synced.
+    #[error(
+        "the new {} is in place, but its folder cannot be synced, so that a power cut may bring the one before back; \
+         check the medium (`dmesg`)", .file.display()
+    )]
+    NotSynced {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// It cannot be read.
     #[error("{} cannot be read; check the state directory", .file.display())]
     Read {
@@ -48,14 +60,15 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
-    /// It is not a document of ours.
-    #[error("{} is damaged", .file.display())]
+    /// It is not a document of ours. The parser's own words would quote it, and it holds secrets.
+    #[error("{} is damaged (line {line}, column {column})", .file.display())]
     Corrupt {
         /// The file.
         file: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: serde_json::Error,
+        /// Where, from 1; 0 when that is not known.
+        line: usize,
+        /// Likewise.
+        column: usize,
     },
     /// Another daemon runs.
     #[error("another fwupdated uses {}; stop it first (systemctl stop fwupdated)", .directory.display())]
@@ -86,6 +99,7 @@ impl Coded for StateError {
         match self {
             Self::Full { .. } => "state-disk-full",
             Self::Write { .. } => "state-write-failed",
+            Self::NotSynced { .. } => "state-not-synced",
             Self::Read { .. } => "state-read-failed",
             Self::Corrupt { .. } => "state-corrupt",
             Self::Locked { .. } => "state-locked",
@@ -94,7 +108,9 @@ impl Coded for StateError {
 
     fn class(&self) -> Class {
         match self {
-            Self::Full { .. } | Self::Write { .. } | Self::Read { .. } => Class::Wait,
+            Self::Full { .. } | Self::Write { .. } | Self::NotSynced { .. } | Self::Read { .. } => {
+                Class::Wait
+            }
             Self::Corrupt { .. } | Self::Locked { .. } => Class::Final,
         }
     }
@@ -137,22 +153,24 @@ impl StateFile {
         file.take(MAX_DOCUMENT)
             .read_to_end(&mut text)
             .map_err(read)?;
-        let document = serde_json::from_slice(&text);
-        document.map(Some).map_err(|source| StateError::Corrupt {
+        let document: Result<T, serde_json::Error> = serde_json::from_slice(&text);
+        document.map(Some).map_err(|error| StateError::Corrupt {
             file: self.path.clone(),
-            source,
+            line: error.line(),
+            column: error.column(),
         })
     }
 
     /// Makes `document` durable in place of the one before.
     ///
     /// # Errors
-    /// `state-disk-full`, `state-write-failed`: the one before then still stands.
+    /// `state-disk-full`, `state-write-failed`: the one before then still stands. `state-not-synced`: the new one
+    /// stands, but may be lost in a power cut.
     pub fn save<T: Serialize>(&self, document: &T) -> Result<(), StateError> {
         let failed = |source| StateError::write(&self.path, source);
         let mut text = serde_json::to_vec_pretty(document).map_err(|error| failed(error.into()))?;
         text.push(b'\n');
-        replace(&self.path, &text).map_err(failed)
+        replace(&self.path, &text)
     }
 
     /// Tries whether a document could be saved now, without touching the one that stands.
@@ -172,13 +190,13 @@ impl StateFile {
             .map_err(|source| StateError::write(&self.path, source))
     }
 
-    /// Moves a damaged document aside, as `NAME.damaged`.
+    /// Moves the document aside, as `NAME.suffix`, over an earlier one of that name.
     ///
     /// # Errors
     /// `state-write-failed`.
-    pub fn quarantine(&self) -> Result<PathBuf, StateError> {
+    pub fn move_aside(&self, suffix: &str) -> Result<PathBuf, StateError> {
         let mut name = self.path.file_name().unwrap_or_default().to_owned();
-        name.push(".damaged");
+        name.push(format!(".{suffix}"));
         let aside = self.path.with_file_name(name);
         fs::rename(&self.path, &aside).map_err(|source| StateError::write(&self.path, source))?;
         Ok(aside)
@@ -186,14 +204,30 @@ impl StateFile {
 }
 
 /// Writes aside, syncs, renames, syncs the folder. A failure leaves no litter that takes up space.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    replace_and(sync_folder, path, bytes)
+}
+
+fn replace_and(
+    sync_folder: impl FnOnce(&Path) -> io::Result<()>,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<(), StateError> {
     let aside = path.with_extension("new");
     let renamed = write_synced(&aside, bytes).and_then(|()| fs::rename(&aside, path));
     if renamed.is_err() {
         // It may not exist; the error that matters is the first one.
         let _ = fs::remove_file(&aside);
     }
-    renamed?;
+    renamed.map_err(|source| StateError::write(path, source))?;
+    sync_folder(path).map_err(|source| StateError::NotSynced {
+        file: path.to_owned(),
+        source,
+    })
+}
+
+/// Syncs the folder that `path` is in.
+fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
@@ -237,7 +271,7 @@ impl History {
             lines.push(line);
             let keep = lines.split_off(lines.len().saturating_sub(HISTORY_LINES));
             let text = keep.join("\n") + "\n";
-            return replace(&self.path, text.as_bytes()).map_err(failed);
+            return replace(&self.path, text.as_bytes());
         }
         let mut file = OpenOptions::new()
             .append(true)
@@ -356,7 +390,7 @@ mod tests {
         fs::write(file.path(), "{\"half\":").unwrap();
         let error = file.load::<serde_json::Value>().unwrap_err();
         assert!(error.is_corrupt());
-        let aside = file.quarantine().unwrap();
+        let aside = file.move_aside("damaged").unwrap();
         assert!(aside.ends_with("state.json.damaged"));
         assert_eq!(file.load::<serde_json::Value>().unwrap(), None);
     }
@@ -369,6 +403,23 @@ mod tests {
         fs::write(dir.path().join("state.new"), "torn").unwrap();
         assert_eq!(file.load::<u32>().unwrap(), Some(1));
         file.save(&2).unwrap();
+        assert_eq!(file.load::<u32>().unwrap(), Some(2));
+    }
+
+    #[test]
+    fn a_failed_sync_of_the_folder_says_that_the_new_document_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = file(&dir);
+        file.save(&1).unwrap();
+        let fails = |_: &Path| Err(io::Error::from_raw_os_error(5));
+        let error = replace_and(fails, file.path(), b"2").unwrap_err();
+        assert_eq!(error.code(), "state-not-synced");
+        assert!(error.to_string().contains("is in place"), "{error}");
+        assert_eq!(file.load::<u32>().unwrap(), Some(2));
+        // A failure before that leaves the old one, and says so by its code.
+        fs::create_dir(dir.path().join("state.new")).unwrap();
+        let error = replace_and(|_| panic!("too early"), file.path(), b"3").unwrap_err();
+        assert_eq!(error.code(), "state-write-failed");
         assert_eq!(file.load::<u32>().unwrap(), Some(2));
     }
 

@@ -208,7 +208,7 @@ pub struct Status {
     pub update: Option<UpdateReport>,
     /// When the last successful update was confirmed.
     pub last_success: Option<Timestamp>,
-    /// Something that keeps updates from working at all, in words.
+    /// Something that keeps updates from working at all, in words; or else what the daemon lost at its start.
     pub problem: Option<Failure>,
 }
 

@@ -80,6 +80,22 @@ impl PackageUri {
         self.0.host_str().unwrap_or_default()
     }
 
+    /// Whether the host is one of `listed` (compared without regard to case); an entry with `:port` means that
+    /// port alone, one without means every port.
+    #[must_use]
+    pub fn is_at_one_of(&self, listed: &[String]) -> bool {
+        let with_port = self
+            .0
+            .port_or_known_default()
+            .map(|port| format!("{}:{port}", self.host()));
+        listed.iter().any(|entry| {
+            entry.eq_ignore_ascii_case(self.host())
+                || with_port
+                    .as_ref()
+                    .is_some_and(|host| entry.eq_ignore_ascii_case(host))
+        })
+    }
+
     /// Refuses plain `http` unless the host is in `insecure_hosts` (compared without regard to case).
     ///
     /// # Errors
@@ -161,12 +177,26 @@ impl Serialize for PackageUri {
     }
 }
 
+/// Takes what any version has accepted and stored: one address must not make the state file unreadable.
+/// What comes from outside goes through [`FromStr`], or [`from_outside`].
 impl<'de> Deserialize<'de> for PackageUri {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        let url = Url::parse(&String::deserialize(deserializer)?);
+        match url.map_err(serde::de::Error::custom)? {
+            url if matches!(url.scheme(), "https" | "http") => Ok(Self(url)),
+            _ => Err(serde::de::Error::custom("neither https:// nor http://")),
+        }
     }
+}
+
+/// Deserialises an address that a request brings, as strictly as [`FromStr`]: for `deserialize_with`.
+///
+/// # Errors
+/// Those of [`UriError`].
+pub fn from_outside<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PackageUri, D::Error> {
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(serde::de::Error::custom)
 }
 
 #[cfg(test)]
@@ -217,6 +247,60 @@ mod tests {
         assert_eq!(uri.to_string(), "unknown");
         let text = serde_json::to_string(&uri).unwrap();
         assert_eq!(serde_json::from_str::<PackageUri>(&text).unwrap(), uri);
+    }
+
+    #[test]
+    fn a_stored_address_that_is_no_longer_accepted_is_still_read_and_shown_without_secrets() {
+        for (text, shown) in [
+            (
+                "https://user:SECRET@store.example/x",
+                "https://store.example/x",
+            ),
+            (
+                "https://store.example/a b?SECRET",
+                "https://store.example/a%20b",
+            ),
+        ] {
+            assert!(text.parse::<PackageUri>().is_err(), "{text}");
+            let stored = serde_json::to_string(text).unwrap();
+            let uri: PackageUri = serde_json::from_str(&stored).unwrap();
+            assert_eq!(uri.to_string(), shown);
+            assert!(!format!("{uri:?}").contains("SECRET"));
+        }
+        for text in ["", "x", "ftp://store.example/x", "file:///etc/shadow"] {
+            let stored = serde_json::to_string(text).unwrap();
+            assert!(
+                serde_json::from_str::<PackageUri>(&stored).is_err(),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_listed_host_is_found_whatever_its_case_and_at_its_port_alone_if_it_names_one() {
+        let at = |uri: &str, entry: &str| {
+            let uri: PackageUri = uri.parse().unwrap();
+            uri.is_at_one_of(&["other.example".to_owned(), entry.to_owned()])
+        };
+        for (uri, entry) in [
+            ("https://store.example/x", "Store.Example"),
+            ("https://STORE.example/x", "store.example:443"),
+            ("https://store.example:8443/x", "store.example"),
+            ("https://store.example:8443/x", "store.example:8443"),
+            ("https://[::1]:8443/x", "[::1]:8443"),
+            ("https://[::1]/x", "[::1]"),
+        ] {
+            assert!(at(uri, entry), "{uri} {entry}");
+        }
+        for (uri, entry) in [
+            ("https://store.example:8443/x", "store.example:443"),
+            ("https://store.example/x", "store.example:8443"),
+            ("https://a.store.example/x", "store.example"),
+            ("https://store.example.evil/x", "store.example"),
+            ("https://evil/store.example", "store.example"),
+        ] {
+            assert!(!at(uri, entry), "{uri} {entry}");
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ async fn no_secret_leaves_the_files_that_hold_it() {
         let token = rig.dir.join("authorization");
         fs::write(&token, format!("Bearer {TOKEN}\n")).unwrap();
         format!(
-            "[fetch]\nca_file = \"{}\"\nauthorization_file = \"{}\"\nread_timeout = \"1s\"\nretry_max = \"200ms\"\n\
+            "[fetch]\nca_file = \"{}\"\nauthorization_file = \"{}\"\nauthorization_hosts = [\"localhost\"]\nread_timeout = \"1s\"\nretry_max = \"200ms\"\n\
              give_up_after = \"1s\"\n",
             rig.server.ca_file().display(),
             token.display()

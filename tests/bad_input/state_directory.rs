@@ -1,4 +1,5 @@
-//! A state directory that is full: the device says so, changes nothing, and goes on once there is room.
+//! A state directory that is full: the device says so, changes nothing, and goes on once there is room. And one with
+//! the file of a newer version, which must not keep the device from its hub.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -154,5 +155,30 @@ async fn a_state_directory_that_fills_up_during_a_download_ends_it_before_anythi
         section["progress"]["bytesReused"].as_u64() > Some(1 << 20),
         "{section:#}"
     );
+    scene.device.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_file_of_a_newer_version_costs_the_state_and_not_the_device() {
+    let mut scene = Scene::off(|_| String::new()).await;
+    let state = scene.device.dir.join("state");
+    fs::create_dir_all(&state).unwrap();
+    let newer = r#"{"version": 7, "machine": {"state": "healing"}, "outbox": 1}"#;
+    fs::write(state.join("state.json"), newer).unwrap();
+    scene.device.boot();
+    scene.device.until_connected(&scene.rig).await;
+    let rig = &scene.rig;
+    let told = |_: &mut Device| (problem(rig)["code"] == "state-too-new").then_some(());
+    scene.device.until("problem in the twin", told).await;
+    let kept = fs::read_to_string(state.join("state.json.v7")).unwrap();
+    assert_eq!(kept, newer);
+    let uri = scene.rig.serve(&scene.image("1.1.0"));
+    let (status, body) = scene.rig.invoke(json!(uri)).await;
+    assert_eq!(status, 200, "{body}");
+    let id = body["updateId"].as_str().unwrap().to_owned();
+    let section = scene.device.until_final(&scene.rig, &id).await;
+    assert_eq!(section["status"], "applyComplete", "{section:#}");
+    // The update's boot was another start.
+    assert!(scene.status()["problem"].is_null());
     scene.device.kill();
 }

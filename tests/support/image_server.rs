@@ -108,7 +108,9 @@ pub(crate) enum Fault {
     StallAfter(u64),
     /// The body ends properly after so many bytes, whatever was promised.
     EndAfter(u64),
-    /// As the three above, but at this byte of the file.
+    /// One byte at a time, each after so long.
+    Drip(Duration),
+    /// As the first three, but at this byte of the file.
     DropAt(u64),
     /// See [`Fault::DropAt`].
     StallAt(u64),
@@ -623,7 +625,11 @@ impl Sending {
                 _ => return None,
             }
         }
-        let length = PIECE.min(self.end - self.at).min(self.left);
+        let mut length = PIECE.min(self.end - self.at).min(self.left);
+        if let Some(Fault::Drip(pause)) = &self.fault {
+            length = length.min(1);
+            tokio::time::sleep(*pause).await;
+        }
         if length == 0 {
             let extra = usize::try_from(std::mem::take(&mut self.extra)).unwrap();
             return (extra > 0).then(|| (Ok(vec![0xee; extra].into()), self));

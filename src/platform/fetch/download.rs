@@ -104,7 +104,7 @@ impl Download {
     /// is lost.
     ///
     /// # Errors
-    /// See [`FetchError`]: final ones at once, the others after `give_up_after` without a new byte. After
+    /// See [`FetchError`]: final ones at once, the others after `give_up_after` without progress. After
     /// an error the download may be asked again; it then tries to continue at once.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
         loop {
@@ -118,7 +118,7 @@ impl Download {
             }
             match self.step().await {
                 Ok(Some(bytes)) => {
-                    self.patience.progress();
+                    self.patience.progress(bytes.len() as u64);
                     self.fetcher.goes_on();
                     return Ok(Some(bytes));
                 }
@@ -151,12 +151,22 @@ impl Download {
         let Some(body) = &mut self.body else {
             return self.resume().await.map(|()| None);
         };
+        if let Some((bytes, after)) = self.patience.too_slow() {
+            return Err(FetchError::TooSlow {
+                uri: self.uri.to_string(),
+                at: self.next,
+                bytes,
+                after,
+            });
+        }
         let silence = self.fetcher.0.read_timeout;
         let until = *self
             .silent_until
             .get_or_insert_with(|| Instant::now() + silence);
         let came = timeout_at(until, body.response.chunk()).await;
         self.silent_until = None;
+        let began = until - silence;
+        self.patience.waited(began.elapsed().min(silence));
         match came {
             Ok(Ok(Some(bytes))) => self.accept(bytes),
             Ok(Ok(None)) => self.body_ended().map(|()| None),
@@ -206,6 +216,7 @@ impl Download {
         let body = self.body.as_mut().expect("bytes come from a body");
         let came = bytes.len() as u64;
         self.fetcher.0.received.fetch_add(came, Ordering::Relaxed);
+        self.patience.received(came);
         let start = body.at;
         body.at += came;
         if let Some(promised) = body.end.or(self.total)

@@ -116,7 +116,7 @@ pub enum FetchError {
     },
     /// The server refuses this device.
     #[error(
-        "the server refuses access to {uri} ({status}); check the URL's signature or fetch.authorization_file"
+        "the server refuses access to {uri} ({status}); check the URL's signature, or fetch.authorization_file and fetch.authorization_hosts"
     )]
     Forbidden {
         /// What was asked for.
@@ -241,6 +241,21 @@ pub enum FetchError {
         /// How long was waited.
         after: Duration,
     },
+    /// Something came, but too little of it to ever end.
+    #[error(
+        "only {bytes} bytes came in {} s of waiting, after {at} bytes of {uri}, fewer than 1024 a second; check the \
+         network and the server", .after.as_secs()
+    )]
+    TooSlow {
+        /// What was asked for.
+        uri: String,
+        /// The next byte that is missing.
+        at: u64,
+        /// What came.
+        bytes: u64,
+        /// In how long.
+        after: Duration,
+    },
     /// More came than the server had promised.
     #[error(
         "the server sent more than the {promised} bytes that it had promised for {uri}; a proxy or the server is broken"
@@ -291,6 +306,7 @@ impl Coded for FetchError {
             Self::ContentEncoding { .. } => "content-encoding",
             Self::Dropped { .. } => "download-dropped",
             Self::Stalled { .. } => "download-stalled",
+            Self::TooSlow { .. } => "download-too-slow",
             Self::TooLong { .. } => "body-too-long",
             Self::TooLarge { .. } => "file-too-large",
         }
@@ -305,6 +321,7 @@ impl Coded for FetchError {
             | Self::Busy { .. }
             | Self::Dropped { .. }
             | Self::Stalled { .. }
+            | Self::TooSlow { .. }
             // The whole update may start over with the new file; this download cannot go on.
             | Self::Changed { .. } => Class::Retry,
             Self::CertificateTime { .. } => Class::Wait,

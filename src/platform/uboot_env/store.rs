@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg, OFlag, PosixFadviseAdvice, posix_fadvise},
+};
 
 use super::{
     codec::{self, Copy, Env, VariableError},
@@ -48,6 +51,12 @@ pub enum EnvError {
         #[source]
         source: io::Error,
     },
+    /// The lock's name belongs to something that is no file.
+    #[error(
+        "the lock {} is a link, a pipe, or another thing that is no regular file; remove it (`rm`), and look who made it",
+        .0.display()
+    )]
+    LockNotAFile(PathBuf),
     /// The medium cannot be read.
     #[error("the U-Boot environment cannot be read from {}; check fw_env.config", .device.display())]
     Read {
@@ -99,6 +108,7 @@ impl Coded for EnvError {
         match self {
             Self::Location(_) => "env-config",
             Self::Locked(_) | Self::Lock { .. } => "env-locked",
+            Self::LockNotAFile(_) => "env-lock-not-a-file",
             Self::Read { .. } => "env-unreadable",
             Self::NoGoodCopy { .. } => "env-no-good-copy",
             Self::Write { .. } => "env-write-failed",
@@ -112,7 +122,9 @@ impl Coded for EnvError {
     fn class(&self) -> Class {
         match self {
             Self::Locked(_) => Class::Retry,
-            Self::Lock { .. } | Self::Read { .. } | Self::Write { .. } => Class::Wait,
+            Self::Lock { .. } | Self::LockNotAFile(_) | Self::Read { .. } | Self::Write { .. } => {
+                Class::Wait
+            }
             Self::Location(_)
             | Self::NoGoodCopy { .. }
             | Self::ReadBack { .. }
@@ -216,7 +228,7 @@ impl UbootEnv {
         };
         let began = Instant::now();
         loop {
-            let file = self.lock_file().map_err(failed)?;
+            let file = self.lock_file()?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(lock),
                 Err((_, nix::Error::EWOULDBLOCK)) if began.elapsed() < limit => {
@@ -230,17 +242,41 @@ impl UbootEnv {
         }
     }
 
-    /// An existing lock file is only read: a user who ran `fw_printenv` may own it, and in a sticky folder
-    /// the kernel then refuses to open it for writing with O_CREAT, to root too (`fs.protected_regular`).
-    fn lock_file(&self) -> io::Result<File> {
-        match File::open(&self.lock) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o644)
-                .open(&self.lock),
+    /// Anyone may put something at the lock's name, as its folder is open to all: a link is not followed, a
+    /// pipe is not waited for, and only a regular file is taken. An existing one is only read: a user who ran
+    /// `fw_printenv` may own it, and in a sticky folder the kernel then refuses to open it for writing with
+    /// O_CREAT, to root too (`fs.protected_regular`).
+    fn lock_file(&self) -> Result<File, EnvError> {
+        let safely = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits();
+        let read = || {
+            let mut options = OpenOptions::new();
+            options.read(true).custom_flags(safely).open(&self.lock)
+        };
+        let opened = match read() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut new = OpenOptions::new();
+                new.write(true).create_new(true).mode(0o644);
+                match new.custom_flags(safely).open(&self.lock) {
+                    // Another program was faster.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read(),
+                    made => made,
+                }
+            }
             opened => opened,
+        };
+        let failed = |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
+            // A link, or a socket.
+            Some(Errno::ELOOP | Errno::ENXIO) => EnvError::LockNotAFile(self.lock.clone()),
+            _ => EnvError::Lock {
+                file: self.lock.clone(),
+                source,
+            },
+        };
+        let file = opened.map_err(failed)?;
+        if file.metadata().map_err(failed)?.is_file() {
+            Ok(file)
+        } else {
+            Err(EnvError::LockNotAFile(self.lock.clone()))
         }
     }
 
@@ -475,5 +511,46 @@ mod tests {
         reader.join().unwrap().unwrap();
         let _held = env.lock(LOCK_LIMIT).unwrap();
         assert_eq!(env.read().unwrap_err().code(), "env-locked");
+    }
+
+    #[test]
+    fn what_is_no_file_at_the_locks_name_is_neither_waited_for_nor_followed() {
+        use std::os::unix::{fs::symlink, net::UnixListener};
+        type Make = fn(&Path);
+        let made: [(&str, Make); 5] = [
+            ("a pipe", |lock| {
+                nix::unistd::mkfifo(lock, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
+            }),
+            ("a link to a file", |lock| {
+                let target = lock.with_extension("target");
+                fs::write(&target, "").unwrap();
+                symlink(target, lock).unwrap();
+            }),
+            ("a link to nothing", |lock| {
+                symlink(lock.with_extension("nothing"), lock).unwrap();
+            }),
+            ("a socket", |lock| drop(UnixListener::bind(lock).unwrap())),
+            ("a folder", |lock| fs::create_dir(lock).unwrap()),
+        ];
+        for (what, make) in made {
+            let dir = tempfile::tempdir().unwrap();
+            let env = env(dir.path(), 2);
+            env.initialise([("n", "1")]).unwrap();
+            let lock = dir.path().join("lock");
+            fs::remove_file(&lock).unwrap();
+            make(&lock);
+            let (done, finished) = std::sync::mpsc::channel();
+            let changed = env.clone();
+            std::thread::spawn(move || {
+                let read = changed.read().unwrap_err().code();
+                let update = changed.update(|env| env.set("n", "2").unwrap());
+                let _ = done.send((read, update.unwrap_err().code()));
+            });
+            let codes = finished.recv_timeout(Duration::from_secs(60));
+            let refused = "env-lock-not-a-file";
+            assert_eq!(codes.expect(what), (refused, refused), "{what}");
+            assert!(!lock.with_extension("nothing").exists(), "{what}: followed");
+            assert_eq!(env.load().unwrap().copy.env.get("n"), Some("1"), "{what}");
+        }
     }
 }

@@ -154,18 +154,26 @@ impl Source {
             return vec![("_".to_owned(), self.text(body))];
         };
         let mut arms = Vec::new();
-        for part in self.parts(open) {
-            let Some(arrow) = self.after("=>", part.clone()) else {
-                continue;
-            };
-            let value = self.text(arrow..part.end);
-            for pattern in self.text(part.start..arrow - 2).split('|') {
-                let variant = pattern.trim().trim_start_matches("Self::");
-                let end = variant.find(|c: char| !c.is_alphanumeric());
-                arms.push((
-                    variant[..end.unwrap_or(variant.len())].to_owned(),
-                    value.clone(),
-                ));
+        for mut part in self.parts(open) {
+            while let Some(arrow) = self.after("=>", part.clone()) {
+                let begin = (arrow..part.end).find(|at| !self.code[*at].is_whitespace());
+                // No comma follows a value in braces.
+                let (value, next) = match begin.filter(|at| self.code[*at] == '{') {
+                    Some(brace) => {
+                        let block = self.block(brace + 1);
+                        (self.text(block.clone()), block.end + 1)
+                    }
+                    None => (self.text(arrow..part.end), part.end),
+                };
+                for pattern in self.text(part.start..arrow - 2).split('|') {
+                    let variant = pattern.trim().trim_start_matches("Self::");
+                    let end = variant.find(|c: char| !c.is_alphanumeric());
+                    arms.push((
+                        variant[..end.unwrap_or(variant.len())].to_owned(),
+                        value.clone(),
+                    ));
+                }
+                part = next..part.end;
             }
         }
         arms

@@ -250,7 +250,7 @@ pub(crate) const RULES: &[Rule] = &[
         instead: "write a slot through SlotWriter",
         within: PRODUCT,
         but: &["src/platform/slot_writer"],
-        forbidden: &["O_DIRECT", "O_EXCL", "custom_flags"],
+        forbidden: &["O_DIRECT", "O_EXCL"],
         allowed: &[],
         in_tests: false,
         sample: (

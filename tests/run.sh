@@ -15,6 +15,9 @@ git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
 step "cargo clippy --all-targets -- -D warnings"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 
+step "cargo doc"
+RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --locked
+
 step "cargo deny check"
 if ! cargo deny check bans licenses sources; then
     exit 1

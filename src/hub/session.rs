@@ -1,4 +1,4 @@
-//! The MQTT connection to the hub: the only user of `rumqttc` (in [`link`], one connection long).
+//! The MQTT connection to the hub: the only user of `rumqttc` (in `link`, one connection long).
 //!
 //! [`Session::spawn`] starts a task that connects, stays connected and tells what happens by
 //! [`HubEvent`]s. It guarantees:

@@ -1,6 +1,6 @@
 //! The manifest: the small JSON document that is signed and that everything else hangs on.
 //!
-//! Only [`parse`] makes a [`Manifest`] from bytes, and it checks every rule: whoever holds one holds
+//! Only `parse` makes a [`Manifest`] from bytes, and it checks every rule: whoever holds one holds
 //! numbers within the limits that agree with each other. Unknown members are ignored, so that later
 //! versions can add some; what a reader *must* know is listed in `criticalFeatures` and refused when
 //! unknown.

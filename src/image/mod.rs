@@ -26,7 +26,7 @@
 //! | [`manifest`], [`index`] | what they say |
 //! | [`chunk`], [`check`] | one chunk; the whole file |
 //! | [`trust`], [`public_key`], [`signature`], [`signing`] | who may sign; checking; making |
-//! | [`build`] | making an image |
+//! | [`mod@build`] | making an image |
 //! | [`plain`] | images without a manifest: raw, gzip, xz, zstd |
 
 pub mod build;

@@ -1,0 +1,192 @@
+//! Steps of the machine: each new state is on disk before its actions run, and an end before it is told.
+
+use jiff::Timestamp;
+use tracing::{error, info, warn};
+
+use super::{Updater, blocking};
+use crate::update::{
+    failure::{Class, Failure},
+    machine::{self, Action, Event, Finished, Refused, State},
+    status::{Progress, Stage},
+};
+
+impl Updater {
+    /// Steps the machine.
+    pub(super) async fn apply(&mut self, event: Event) -> Result<(), Refused> {
+        let (state, actions) = machine::step(&self.saved.machine, event, Timestamp::now())?;
+        self.enter(state, actions).await;
+        Ok(())
+    }
+
+    /// Makes `state` durable, publishes it, and starts `actions`.
+    pub(super) async fn enter(&mut self, state: State, actions: Vec<Action>) {
+        let (mut state, mut actions) = (state, actions);
+        loop {
+            let before = self.saved.machine.stage();
+            self.saved.machine = state;
+            self.detail = None;
+            // What ran for the state before is no longer wanted.
+            self.actions.interrupt();
+            let finished = actions.iter().find_map(|action| match action {
+                Action::Finish(finished) => Some(finished.clone()),
+                _ => None,
+            });
+            if let Some(finished) = &finished {
+                self.finish(finished);
+            } else if let Some(stage) = self.saved.machine.stage()
+                && Some(stage) != before
+                && let Some(job) = self.saved.machine.job()
+            {
+                info!(
+                    fwupdated_update_id = job.id,
+                    fwupdated_stage = stage.word(),
+                    "update {}: {}",
+                    job.id,
+                    describe(&self.saved.machine)
+                );
+            }
+            let saved = self.save().await;
+            if !saved && before.is_none() && matches!(self.saved.machine, State::Waiting(_)) {
+                // Accepted means durable. What cannot be saved never was an update, and leaves no report.
+                self.saved.machine = State::Idle;
+                self.publish();
+                return;
+            }
+            // The confirmation itself is durable in the bootloader; every other end a restart could take back.
+            self.untold_end =
+                !saved && (finished.as_ref()).is_some_and(|end| end.stage != Stage::ApplyComplete);
+            if finished.is_none()
+                && !saved
+                && let Some(failure) = self.must_be_durable()
+            {
+                // Running the actions of a state that would not survive a power cut could end in a slot
+                // that nobody knows about. Giving up is safe: nothing is armed yet.
+                let step = machine::step(
+                    &self.saved.machine,
+                    Event::Failed(failure),
+                    Timestamp::now(),
+                );
+                (state, actions) = step.expect("every state but idle accepts a failure");
+                continue;
+            }
+            self.publish();
+            for action in actions {
+                self.actions.start(action, &self.saved);
+            }
+            break;
+        }
+        // Looked at by the loop, not here: a start that fails ends up here again.
+        self.look_at_desired |= self.saved.machine == State::Idle;
+    }
+
+    /// The failure of the save, in those states whose actions rely on it.
+    pub(super) fn must_be_durable(&self) -> Option<Failure> {
+        match &self.saved.machine {
+            // The boot decision finds these out again from the bootloader and the booted slot; holding a
+            // healthy slot back from its confirmation would be worse.
+            State::Idle
+            | State::Trial(_)
+            | State::Confirming(_)
+            | State::RollingBack { .. }
+            | State::Abandoning { .. } => None,
+            State::Waiting(_)
+            | State::Checking(_)
+            | State::Disabling(_)
+            | State::Writing(_)
+            | State::Verifying(_)
+            | State::Arming(_)
+            | State::Rebooting { .. } => Some(self.unsaved_failure()),
+        }
+    }
+
+    pub(super) fn unsaved_failure(&self) -> Failure {
+        self.unsaved.clone().unwrap_or_else(|| {
+            Failure::new(
+                "state-write-failed",
+                Class::Wait,
+                "the state directory cannot be written",
+            )
+        })
+    }
+
+    pub(super) fn finish(&mut self, finished: &Finished) {
+        let report = self.saved.finish(finished, self.meter.progress());
+        self.meter.restore(&Progress::default());
+        match &report.error {
+            None => info!(
+                fwupdated_update_id = report.id,
+                fwupdated_stage = report.stage.word(),
+                "update {}: complete, slot {} is confirmed",
+                report.id,
+                report.target
+            ),
+            Some(failure) => {
+                error!(
+                    fwupdated_update_id = report.id,
+                    fwupdated_stage = report.stage.word(),
+                    fwupdated_error_code = failure.code,
+                    "update {}: {}: {failure}",
+                    report.id,
+                    report.stage.word()
+                );
+            }
+        }
+        let store = self.store.clone();
+        // The history is for people; an update does not fail for want of it.
+        tokio::task::spawn_blocking(move || {
+            if let Err(failure) = store.append_history(&report) {
+                warn!(
+                    fwupdated_error_code = failure.code,
+                    "the history cannot be written: {failure}"
+                );
+            }
+        });
+    }
+
+    /// Saves; on failure it is tried again at each tick.
+    pub(super) async fn save(&mut self) -> bool {
+        self.saved.progress = self.meter.progress();
+        self.saved.status = Some(self.status());
+        let (store, saved) = (self.store.clone(), self.saved.clone());
+        match blocking(move || store.save(&saved)).await {
+            Ok(()) => {
+                if self.unsaved.take().is_some() {
+                    info!("the state can be saved again");
+                }
+                self.untold_end = false;
+                true
+            }
+            Err(failure) => {
+                if self.unsaved.as_ref() != Some(&failure) {
+                    error!(fwupdated_error_code = failure.code, "{failure}");
+                }
+                self.unsaved = Some(failure);
+                false
+            }
+        }
+    }
+}
+
+/// The state in words, for the journal.
+fn describe(state: &State) -> String {
+    match state {
+        State::Idle => "nothing under way".to_owned(),
+        State::Waiting(_) => "waiting for the policy".to_owned(),
+        State::Checking(job) => format!("checking {}", job.request.uri),
+        State::Disabling(p) | State::Writing(p) => {
+            let version = p.image.version.as_deref().unwrap_or("of unknown version");
+            format!("downloading {version} to slot {}", p.job.target)
+        }
+        State::Verifying(w) => format!("everything is on slot {}; reading it back", w.job.target),
+        State::Arming(w) => format!("slot {} is verified; arming it", w.job.target),
+        State::Rebooting { written, .. } => {
+            format!("rebooting into slot {} on trial", written.job.target)
+        }
+        State::Trial(w) => format!("slot {} runs on trial; checking its health", w.job.target),
+        State::Confirming(w) => format!("slot {} is healthy; confirming it", w.job.target),
+        State::RollingBack { written, .. } => {
+            format!("rolling back from slot {}", written.job.target)
+        }
+        State::Abandoning { written, .. } => format!("giving up slot {}", written.job.target),
+    }
+}

@@ -1,0 +1,260 @@
+//! What others ask of the updater: an update, its end, a reboot, the twin's desired version.
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Command, PREFLIGHT_LIMIT, TRY_AGAIN, Updater, blocking};
+use crate::{
+    daemon::preflight,
+    hub::{desired, method::Answer},
+    update::{
+        failure::{Class, Failure},
+        machine::{Action, Event, Job, Refused, State},
+        request::{Origin, Request},
+        status::Times,
+        uri::PackageUri,
+    },
+};
+
+impl Updater {
+    pub(super) async fn handle(&mut self, command: Command) {
+        // A caller that no longer waits for its answer changes nothing.
+        match command {
+            Command::Install { request, reply } => {
+                let (answer, _) = self.install(request).await;
+                let _ = reply.send(answer);
+            }
+            Command::Cancel { reply } => {
+                let failure = Failure::new(
+                    "cancelled",
+                    Class::Final,
+                    "the update was cancelled on request",
+                );
+                let answer = match self.apply(Event::Cancelled(failure)).await {
+                    // It is at a halt, but would go on after a restart.
+                    Ok(()) if self.untold_end => Answer::unavailable(&self.unsaved_failure()),
+                    Ok(()) => Answer::done("update cancelled"),
+                    Err(Refused::TooLate) => conflict(
+                        "too-late",
+                        "the new slot is armed or running; it can only be rolled back",
+                    ),
+                    Err(Refused::Busy | Refused::OutOfOrder) => {
+                        conflict("nothing-to-cancel", "no update is under way")
+                    }
+                };
+                let _ = reply.send(answer);
+            }
+            Command::Rollback { reply } => {
+                let failure = Failure::new(
+                    "rollback-requested",
+                    Class::Final,
+                    "the trial was rejected on request",
+                );
+                let answer = match self.apply(Event::Unhealthy(failure)).await {
+                    Ok(()) => Answer::done("rolling back"),
+                    Err(_) => conflict(
+                        "nothing-to-roll-back",
+                        "no trial boot is under way; to go back to an older version, install it",
+                    ),
+                };
+                let _ = reply.send(answer);
+            }
+            Command::Reboot { reply } => {
+                let answer = match (&self.board, self.saved.machine.job()) {
+                    (_, Some(_)) => self.busy(),
+                    (Err(failure), None) => Answer::unavailable(failure),
+                    (Ok(_), None) => {
+                        self.actions.start(Action::Reboot, &self.saved);
+                        Answer::done("rebooting")
+                    }
+                };
+                let _ = reply.send(answer);
+            }
+            Command::Delivered { run } => {
+                let known = self.saved.outbox.len();
+                self.saved.outbox.retain(|report| report.run() != run);
+                // After a start the hub confirms what it confirmed before.
+                if self.saved.outbox.len() < known {
+                    self.save().await;
+                    self.publish();
+                }
+            }
+            Command::Desired(desired) => {
+                self.desired.handle_whole(&desired);
+                self.follow_desired().await;
+            }
+            Command::DesiredPatch { version, patch } => {
+                self.desired.handle_patch(version, &patch);
+                self.follow_desired().await;
+            }
+            Command::Hub(hub) => {
+                self.hub = hub;
+                self.publish();
+            }
+        }
+    }
+
+    /// Checks a request and starts it. Never waits for the network. With an answer other than 200, also why.
+    pub(super) async fn install(&mut self, request: Request) -> (Answer, Option<Failure>) {
+        let unavailable = |failure: Failure| (Answer::unavailable(&failure), Some(failure));
+        if let Some(job) = self.saved.machine.job() {
+            // What the caller leaves open is not another wish.
+            let open_or = |same: bool, asked: bool| !asked || same;
+            let same = job.request.uri == request.uri
+                && open_or(
+                    request.update_id.as_deref() == Some(&job.id),
+                    request.update_id.is_some(),
+                )
+                && open_or(
+                    job.request.sha256 == request.sha256,
+                    request.sha256.is_some(),
+                )
+                && open_or(
+                    job.request.version == request.version,
+                    request.version.is_some(),
+                );
+            return (
+                if same {
+                    Answer::started(&job.id)
+                } else {
+                    self.busy()
+                },
+                None,
+            );
+        }
+        let board = match &self.board {
+            Ok(board) => board.clone(),
+            Err(failure) => return unavailable(failure.clone()),
+        };
+        let deadline = Instant::now() + PREFLIGHT_LIMIT;
+        let slow = || {
+            let text =
+                "the device's storage answers too slowly to start an update; try again later";
+            Failure::new("storage-slow", Class::Wait, text)
+        };
+        if !self.actions.settled(deadline).await {
+            return unavailable(slow());
+        }
+        let check = {
+            let config = self.config.clone();
+            let (request, saved, store) = (request.clone(), self.saved.clone(), self.store.clone());
+            blocking(move || preflight::check(&request, &config, &board, &saved, &store))
+        };
+        let target = match tokio::time::timeout_at(deadline, check).await {
+            Ok(Ok(target)) => target,
+            Ok(Err(refusal)) => {
+                return (refusal.answer(), Some(refusal.failure));
+            }
+            Err(_) => return unavailable(slow()),
+        };
+        let id = request.update_id.clone().unwrap_or_else(new_id);
+        let (from_version, times) = (self.running_version(), Times::default());
+        let job = Job {
+            id: id.clone(),
+            target,
+            from_version,
+            times,
+            request,
+        };
+        let (uri, origin) = (&job.request.uri, job.request.origin);
+        info!(
+            fwupdated_update_id = id,
+            "update {id}: {uri} -> slot {target}, asked for by {origin}"
+        );
+        match self.apply(Event::Requested(job)).await {
+            Ok(()) if self.saved.machine.job().is_some() => (Answer::started(&id), None),
+            Ok(()) | Err(_) => unavailable(self.unsaved_failure()),
+        }
+    }
+
+    pub(super) fn busy(&self) -> Answer {
+        match &self.status().update {
+            Some(report) => Answer::busy(report),
+            None => Answer::unavailable(&self.unsaved_failure()),
+        }
+    }
+
+    /// Acts on the desired property when nothing is under way; else it waits, and the newest wins.
+    pub(super) async fn follow_desired(&mut self) {
+        let busy = self.saved.machine != State::Idle || self.board.is_err();
+        let was_held_up = self.held_up.take().is_some();
+        let Some(due) = self.desired.due(self.running_version().as_deref(), busy) else {
+            if was_held_up {
+                self.publish();
+            }
+            return;
+        };
+        let before = std::mem::replace(&mut self.saved.desired, due.acted.clone());
+        match due.action {
+            desired::Action::UpToDate => info!("the twin's desired firmware runs already"),
+            desired::Action::Refuse(error) => {
+                let failure = Failure::from(&error);
+                warn!(
+                    fwupdated_error_code = failure.code,
+                    "the twin's desired firmware is refused: {failure}"
+                );
+                let request = Request::new(PackageUri::unknown(), Origin::Desired);
+                self.saved.refuse(
+                    &request,
+                    new_id(),
+                    self.running_version(),
+                    failure,
+                    Timestamp::now(),
+                );
+            }
+            desired::Action::Start(request) => {
+                info!("the twin's desired firmware asks for {}", request.uri);
+                let (answer, refused) = self.install(request.clone()).await;
+                if answer.status == 200 {
+                    self.desired.done(due.acted);
+                    return;
+                }
+                warn!(
+                    "the twin's desired firmware cannot be installed now: {}",
+                    answer.body
+                );
+                let may_pass = |failure: &Failure| failure.class != Class::Final;
+                if answer.status == 503 || refused.as_ref().is_some_and(may_pass) {
+                    // Not the request's fault: it stays due.
+                    self.saved.desired = before;
+                    let again = Instant::now() + TRY_AGAIN;
+                    self.held_up = refused.map(|failure| (failure, again));
+                    self.look_at_desired = false;
+                    self.publish();
+                    return;
+                }
+                let failure = refused.unwrap_or_else(|| {
+                    Failure::new(
+                        "desired-refused",
+                        Class::Final,
+                        "the desired firmware was refused",
+                    )
+                });
+                self.saved.refuse(
+                    &request,
+                    new_id(),
+                    self.running_version(),
+                    failure,
+                    Timestamp::now(),
+                );
+            }
+        }
+        self.desired.done(due.acted);
+        self.save().await;
+        self.publish();
+    }
+}
+
+fn conflict(code: &str, text: &str) -> Answer {
+    Answer::conflict(&Failure::new(code, Class::Wait, text))
+}
+
+/// A name that no two updates share: the time and 32 random bits.
+fn new_id() -> String {
+    let mut random = [0_u8; 4];
+    let filled = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut random);
+    filled.expect("the kernel has random numbers");
+    let time = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    format!("{time}-{:08x}", u32::from_be_bytes(random))
+}

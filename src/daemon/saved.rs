@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     hub::desired::Acted,
@@ -65,11 +65,17 @@ pub struct Saved {
     #[serde(default)]
     pub desired: Acted,
     /// For `fwupdatectl` without the daemon.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "what_is_understood")]
     pub status: Option<Status>,
     /// Why the daemon started afresh, shown until it starts again.
     #[serde(skip)]
     pub lost: Option<Failure>,
+}
+
+/// Only shown, never acted on: words that this version does not know must not cost the rest of the document.
+fn what_is_understood<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Status>, D::Error> {
+    let document = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(document).ok())
 }
 
 /// What is known of a slot.
@@ -278,5 +284,66 @@ fn report(job: &Job, stage: Stage, version: Option<String>, progress: Progress) 
         progress,
         times: job.times.clone(),
         error: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_of_another_version_costs_nothing_else() {
+        let mut document = serde_json::to_value(Saved {
+            security_epoch: 7,
+            ..Saved::default()
+        })
+        .unwrap();
+        document["status"] = serde_json::json!({"update": {"stage": "polishing"}});
+        let saved: Saved = serde_json::from_value(document).unwrap();
+        assert_eq!((saved.security_epoch, saved.status), (7, None));
+    }
+
+    #[test]
+    fn a_full_outbox_keeps_what_became_of_slots() {
+        let report = |id: usize, stage| UpdateReport {
+            id: id.to_string(),
+            origin: crate::update::request::Origin::Method,
+            uri: String::new(),
+            target: Slot::B,
+            version: None,
+            from_version: None,
+            stage,
+            detail: None,
+            progress: Progress::default(),
+            times: Times::default(),
+            error: None,
+        };
+        let mut saved = Saved::default();
+        saved.outbox.push(report(0, Stage::ApplyComplete));
+        for id in 1..OUTBOX_LIMIT {
+            saved.outbox.push(report(id, Stage::DownloadFailed));
+        }
+        let request = Request::new(
+            "https://h/x".parse().unwrap(),
+            crate::update::request::Origin::Desired,
+        );
+        let failure = Failure::new("x", crate::update::failure::Class::Final, "x");
+        saved.refuse(
+            &request,
+            "new".to_owned(),
+            None,
+            failure,
+            Timestamp::UNIX_EPOCH,
+        );
+        let ids: Vec<_> = saved
+            .outbox
+            .iter()
+            .map(|report| report.id.as_str())
+            .collect();
+        assert_eq!(
+            (saved.outbox.len(), ids[0], ids[1]),
+            (OUTBOX_LIMIT, "0", "2")
+        );
+        assert_eq!(ids.last(), Some(&"new"));
     }
 }

@@ -23,16 +23,14 @@ use super::{
 };
 use crate::{
     config::Config,
-    platform::{fetch::Fetcher, slot_writer::SlotWriter},
+    platform::{fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
     update::{
         failure::{Class, Failure},
-        machine::{Action, Event, Job, Written},
+        machine::{Action, Event, Job, State, Written},
         slot::Slot,
     },
 };
 
-/// Pause before a refused reboot is reported, so that asking again and again stays harmless.
-const REBOOT_PAUSE: Duration = Duration::from_secs(5);
 /// A reboot that was accepted but has not happened after this long will not happen.
 const REBOOT_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Attempts to write a mark-good before the slot is given up.
@@ -81,6 +79,8 @@ struct Run {
     cancel: Cancel,
     say: mpsc::UnboundedSender<(u64, Report)>,
     generation: u64,
+    /// What a reboot is for.
+    purpose: Purpose,
 }
 
 impl Actions {
@@ -166,12 +166,17 @@ impl Actions {
         self.interrupt();
         let (canceller, cancel) = cancellation();
         let (meter, say, generation) = (self.meter.clone(), self.sender.clone(), self.generation);
+        let purpose = match saved.machine {
+            State::RollingBack { .. } => Purpose::Rollback,
+            _ => Purpose::Request,
+        };
         let run = Run {
             context,
             meter,
             cancel,
             say,
             generation,
+            purpose,
         };
         let ending = self.ending.take();
         let memory = (
@@ -361,7 +366,8 @@ impl Run {
                 () = self.cancel.cancelled() => Err(super::meter::stopped()),
             }
         };
-        let error = match self.context.board.rebooter.reboot().await {
+        let rebooter = &self.context.board.rebooter;
+        let error = match rebooter.reboot(self.purpose).await {
             Ok(()) => {
                 pause(REBOOT_LIMIT).await?;
                 let text = format!(
@@ -372,7 +378,7 @@ impl Run {
             }
             Err(error) => Failure::from(&error),
         };
-        pause(REBOOT_PAUSE).await?;
+        pause(rebooter.pause()).await?;
         Err(error)
     }
 

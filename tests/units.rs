@@ -313,50 +313,105 @@ fn a_trial_s_last_resort_comes_after_the_daemon_s_own_deadline_and_only_in_a_tri
         assert!(unit.contains(condition));
     }
     assert!(script.contains("fwupdated.boot=${fwup_boot}") && script.contains("fwup_boot=trial\n"));
-    assert!(service.contains(fwupdated::platform::uboot_env::names::SLOT));
-    assert!(script.contains("fwupdated.slot=${fwup_slot}"));
+    // What comes to nothing is tried again.
+    assert!(minutes(&value(&timer, "OnUnitActiveSec")) >= Duration::from_secs(60));
     assert!(
         values(&text("systemd/fwupdated.service"), "Also")
             .contains(&"fwupdated-trial.timer".to_owned())
     );
 }
 
-#[test]
-fn a_trial_s_last_resort_acts_exactly_while_an_unconfirmed_slot_runs() {
-    let service = text("systemd/fwupdated-trial.service");
-    let script = service
+/// The shell command of the trial service's condition, as systemd hands it to sh.
+fn trial_condition() -> String {
+    let service = text("systemd/fwupdated-trial.service").replace("\\\n", " ");
+    let line = service
         .lines()
-        .find_map(|line| line.strip_prefix("ExecCondition=/bin/sh -c '"))
-        .and_then(|rest| rest.strip_suffix('\''))
-        .expect("a shell's command in quotes");
+        .find_map(|line| line.strip_prefix("ExecCondition=/bin/sh -c '"));
+    let command = line.unwrap().strip_suffix('\'').unwrap();
+    assert!(
+        !command.contains(['\'', '\\', '%']),
+        "systemd would read it otherwise: {command}"
+    );
+    command.replace("$$", "$")
+}
+
+/// Runs the condition in a boot with `command_line`, with `confirmed` in the bootloader's environment (`None`: it cannot
+/// be read). Whether the device is to reboot, and what systemctl was asked.
+fn ask_trial_condition(command_line: &str, confirmed: Option<&str>) -> (bool, String) {
+    use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
-    let cmdline = dir.path().join("cmdline");
-    // systemd halves each doubled dollar.
-    let script = script
-        .replace("$$", "$")
-        .replace("/proc/cmdline", cmdline.to_str().unwrap());
-    let path = format!("{}:/usr/bin:/bin", dir.path().display());
-    for (runs, says, acts) in [
-        ("a", "echo a", false),
-        ("b", "echo b", false),
-        // Also after the trial's variables are gone.
-        ("b", "echo a", true),
-        ("a", "echo b", true),
-        ("b", "exit 1", false),
-    ] {
-        let arguments = format!("root=PARTLABEL=x fwupdated.slot={runs} fwupdated.boot=trial\n");
-        std::fs::write(&cmdline, arguments).unwrap();
-        let printenv = dir.path().join("fw_printenv");
-        std::fs::write(&printenv, format!("#!/bin/sh\n{says}\n")).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&printenv, mode).unwrap();
-        let status = std::process::Command::new("/bin/sh")
-            .args(["-c", &script])
-            .env("PATH", &path)
-            .status()
-            .unwrap();
-        assert_eq!(status.success(), acts, "{runs} runs, fw_printenv: {says}");
-    }
+    let program = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let name = fwupdated::platform::uboot_env::names::SLOT;
+    let answer = match confirmed {
+        Some(slot) => format!("test \"$*\" = \"-n {name}\" && echo {slot}"),
+        None => "echo 'Cannot read environment' >&2; exit 1".to_owned(),
+    };
+    program("fw_printenv", &answer);
+    let asked = dir.path().join("asked");
+    program("systemctl", &format!("echo \"$*\" >>{}", asked.display()));
+    let proc = dir.path().join("cmdline");
+    fs::write(&proc, format!("{command_line}\n")).unwrap();
+    let command = trial_condition();
+    assert!(command.contains("/proc/cmdline"));
+    let ended = Command::new("/bin/sh")
+        .arg("-c")
+        .arg(command.replace("/proc/cmdline", proc.to_str().unwrap()))
+        .env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()))
+        .status()
+        .unwrap();
+    // 0: go on; 1 to 254: nothing to do; else the unit fails.
+    let code = ended.code().unwrap();
+    assert!(code == 0 || code == 1, "{ended}");
+    (code == 0, fs::read_to_string(asked).unwrap_or_default())
+}
+
+#[test]
+fn the_last_resort_reboots_while_the_running_slot_is_not_the_confirmed_one() {
+    let trial = "console=ttyS0 root=/dev/mmcblk0p3 fwupdated.slot=b fwupdated.boot=trial ro";
+    // Whether or not the trial was ended in the bootloader: a rollback does that before its reboot.
+    let nothing = String::new();
+    assert_eq!(
+        ask_trial_condition(trial, Some("a")),
+        (true, nothing.clone())
+    );
+    // Confirmed: the timer has done its work.
+    let stop = "--no-block stop fwupdated-trial.timer\n".to_owned();
+    assert_eq!(ask_trial_condition(trial, Some("b")), (false, stop));
+    // Nothing is known for certain: asked again later.
+    assert_eq!(ask_trial_condition(trial, None), (false, nothing.clone()));
+    assert_eq!(
+        ask_trial_condition(trial, Some("")),
+        (false, nothing.clone())
+    );
+    let without = "console=ttyS0 fwupdated.boot=trial";
+    assert_eq!(ask_trial_condition(without, Some("a")), (false, nothing));
+}
+
+#[test]
+fn the_last_resort_needs_neither_the_system_bus_nor_logind_and_cannot_hang() {
+    let service = text("systemd/fwupdated-trial.service");
+    let command = values(&service, "ExecStart");
+    assert_eq!(
+        command,
+        ["/bin/systemctl", "--no-block", "--force", "reboot"]
+    );
+    assert!(minutes(&value(&service, "TimeoutStartSec")) <= Duration::from_secs(120));
+    // The daemon's own last step is the same, and its sandbox lets it reach PID 1's socket and run systemctl.
+    let unit = text("systemd/fwupdated.service");
+    assert!(values(&unit, "RestrictAddressFamilies").contains(&"AF_UNIX".to_owned()));
+    assert!(values(&unit, "CapabilityBoundingSet").contains(&"CAP_SYS_BOOT".to_owned()));
+    assert_eq!(fwupdated::platform::reboot::FORCED.as_slice(), command);
+    let hiding = [
+        "InaccessiblePaths",
+        "TemporaryFileSystem",
+        "NoExecPaths",
+        "RootDirectory",
+    ];
+    assert!(hiding.iter().all(|key| values(&unit, key).is_empty()));
 }
 
 #[test]

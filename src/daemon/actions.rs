@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    platform::{fetch::Fetcher, slot_writer::SlotWriter},
+    platform::{fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
     update::{
         failure::{Class, Failure},
         machine::{Action, Event, Job, State, Written},
@@ -31,12 +31,6 @@ use crate::{
     },
 };
 
-/// Pause before a refused reboot is reported, so that asking again and again stays harmless.
-const REBOOT_PAUSE: Duration = Duration::from_secs(5);
-/// Attempts to leave a failed slot in good order before the reboot is forced, and how long an attempt that was
-/// accepted may take.
-const ORDERLY_ATTEMPTS: u32 = 3;
-const FORCE_AFTER: Duration = Duration::from_secs(5 * 60);
 /// A reboot that was accepted but has not happened after this long will not happen.
 const REBOOT_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// How long a healthy slot is tried to be marked good before it is given up: a user who holds the lock of the
@@ -88,8 +82,8 @@ struct Run {
     cancel: Cancel,
     say: mpsc::UnboundedSender<(u64, Report)>,
     generation: u64,
-    /// A reboot leads out of a slot that failed.
-    way_back: bool,
+    /// What a reboot is for.
+    purpose: Purpose,
 }
 
 impl Actions {
@@ -175,13 +169,17 @@ impl Actions {
         self.interrupt();
         let (canceller, cancel) = cancellation();
         let (meter, say, generation) = (self.meter.clone(), self.sender.clone(), self.generation);
+        let purpose = match saved.machine {
+            State::RollingBack { .. } => Purpose::Rollback,
+            _ => Purpose::Request,
+        };
         let run = Run {
             context,
             meter,
             cancel,
             say,
             generation,
-            way_back: matches!(saved.machine, State::RollingBack { .. }),
+            purpose,
         };
         let ending = self.ending.take();
         let memory = (
@@ -237,8 +235,7 @@ impl Run {
             Action::ArmSlot(written) => self.arm(written).await,
             // Nothing of it needs to end well: the reboot happens by itself, or is asked for again.
             Action::Reboot => tokio::select! {
-                event = self.reboot(), if !self.way_back => event,
-                () = self.go_back(), if self.way_back => return,
+                event = self.reboot() => event,
                 () = self.cancel.cancelled() => return,
             },
             Action::WatchHealth(written) => self.watch_health(&written).await,
@@ -364,32 +361,9 @@ impl Run {
         Ok(Event::SlotArmed { boot_id })
     }
 
-    /// Out of a slot that failed: whatever in it refuses or delays the reboot, the device must get home.
-    /// Does not return.
-    async fn go_back(&self) {
-        let rebooter = &self.context.board.rebooter;
-        let mut wait = REBOOT_PAUSE;
-        for attempt in 1_u32.. {
-            let asked = match attempt {
-                ..=ORDERLY_ATTEMPTS => rebooter.reboot().await,
-                _ => rebooter.force().await,
-            };
-            match asked {
-                Ok(()) => tokio::time::sleep(FORCE_AFTER).await,
-                Err(error) => {
-                    let failure = Failure::from(&error);
-                    self.report(Report::Detail(format!(
-                        "the failed slot cannot be left, trying again: {failure}"
-                    )));
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(FORCE_AFTER);
-                }
-            }
-        }
-    }
-
     async fn reboot(&self) -> Result<Event, Failure> {
-        let error = match self.context.board.rebooter.reboot().await {
+        let rebooter = &self.context.board.rebooter;
+        let error = match rebooter.reboot(self.purpose).await {
             Ok(()) => {
                 tokio::time::sleep(REBOOT_LIMIT).await;
                 let text = format!(
@@ -400,7 +374,7 @@ impl Run {
             }
             Err(error) => Failure::from(&error),
         };
-        tokio::time::sleep(REBOOT_PAUSE).await;
+        tokio::time::sleep(rebooter.pause()).await;
         Err(error)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Every check must pass in one and the same round; rounds repeat until the deadline, since services
 //! take their time to start. The deadline counts from the start of the boot by CLOCK_BOOTTIME, never by
-//! the wall clock, which jumps on a board without a battery-backed clock.
+//! the wall clock, which jumps on a board without a battery-backed clock. It ends a check that is still
+//! under way: nothing holds back the decision.
 
 use std::time::Duration;
 
@@ -17,8 +18,9 @@ use crate::{
     },
 };
 
-/// Least time for the checks however late the daemon started, so that it cannot fail without one round.
-const LEAST_TIME: Duration = Duration::from_secs(5);
+/// Least time for the checks however late the daemon started (or all of a deadline that is shorter), so that
+/// a slot cannot fail without one round.
+const LEAST_TIME: Duration = Duration::from_secs(30);
 
 /// Runs the checks until all pass or the deadline is over. `boot_start` is the CLOCK_BOOTTIME at which the
 /// trial boot began (zero on a real board); `say` is told what is waited for.
@@ -33,19 +35,19 @@ pub async fn watch_health(
     hub_connected: impl Fn() -> bool,
     say: impl Fn(String),
 ) -> Result<(), Failure> {
-    let deadline = (boot_start + config.deadline).max(boottime() + LEAST_TIME);
-    let mut told = String::new();
+    let least = LEAST_TIME.min(config.deadline);
+    let deadline = (boot_start + config.deadline).max(boottime() + least);
+    let mut last = None;
     loop {
+        let mut running_check = String::new();
+        let round = one_round(config, written, running, &hub_connected, &mut running_check);
         let left = deadline.saturating_sub(boottime());
-        let round = one_round(config, written, running, &hub_connected);
-        let reason = match tokio::time::timeout(left, round).await {
+        let (reason, over) = match tokio::time::timeout(left, round).await {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(reason)) => reason,
-            Err(_) if told.is_empty() => "the checks did not end before the deadline".to_owned(),
-            Err(_) => format!("{told}, and the checks did not end before the deadline"),
+            Ok(Err(reason)) => (reason, boottime() + config.interval >= deadline),
+            Err(_) => (cut_off(&running_check, last.as_deref()), true),
         };
-        let now = boottime();
-        if now + config.interval >= deadline {
+        if over {
             return Err(Failure::new(
                 "health-check-failed",
                 Class::Final,
@@ -56,24 +58,36 @@ pub async fn watch_health(
             ));
         }
         // Once for each reason: a round every few seconds would flood the journal.
-        if told != reason {
+        if last.as_ref() != Some(&reason) {
             say(format!(
                 "{reason}; the checks go on for up to {} s",
-                (deadline - now).as_secs()
+                deadline.saturating_sub(boottime()).as_secs()
             ));
-            told = reason;
+            last = Some(reason);
         }
         tokio::time::sleep(config.interval).await;
     }
 }
 
+/// The reason when the deadline came while `check` was under way. What failed in the round before it is what
+/// most likely ails the slot.
+fn cut_off(check: &str, last: Option<&str>) -> String {
+    match last {
+        Some(last) => format!("{last}; and at the deadline {check} had not ended"),
+        None => format!("{check} had not ended at the deadline"),
+    }
+}
+
+/// `check` says at any time which one is under way.
 async fn one_round(
     config: &HealthConfig,
     written: &Written,
     running: Slot,
     hub_connected: &impl Fn() -> bool,
+    check: &mut String,
 ) -> Result<(), String> {
     for unit in &config.units {
+        *check = format!("the question for unit {unit}");
         match service_manager::unit_active(unit).await {
             Ok(true) => {}
             Ok(false) => return Err(format!("unit {unit} is not active")),
@@ -99,6 +113,7 @@ async fn one_round(
     let hooks = hooks::list(&config.hook_dir)
         .map_err(|error| format!("{} cannot be read: {error}", config.hook_dir.display()))?;
     for hook in hooks {
+        *check = format!("check {}", hook.name());
         let result = hooks::run(&hook, &variables, config.hook_timeout).await;
         if result.code != Some(0) {
             return Err(format!(
@@ -114,4 +129,116 @@ async fn one_round(
 pub fn boottime() -> Duration {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
         .map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt, path::Path, sync::Mutex, time::Instant};
+
+    use super::*;
+    use crate::update::{
+        digest::Sha256,
+        machine::{Content, ImageFacts, Job},
+        request::{Origin, Request},
+        status::Times,
+    };
+
+    fn written() -> Written {
+        Written {
+            job: Job {
+                id: "u1".into(),
+                request: Request::new("https://store/x.img.zst".parse().unwrap(), Origin::Method),
+                target: Slot::B,
+                from_version: None,
+                times: Times::default(),
+            },
+            image: ImageFacts {
+                version: None,
+                size: None,
+                manifest: None,
+                security_epoch: 0,
+            },
+            content: Content {
+                size: 9,
+                sha256: Sha256::of(b"x"),
+            },
+        }
+    }
+
+    fn config(dir: &Path, deadline: Duration) -> HealthConfig {
+        HealthConfig {
+            deadline,
+            units: Vec::new(),
+            hook_dir: dir.to_owned(),
+            hook_timeout: Duration::from_secs(600),
+            interval: Duration::from_millis(100),
+            require_hub: false,
+        }
+    }
+
+    fn script(dir: &Path, name: &str, text: &str) {
+        let path = dir.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The outcome, and what was said meanwhile.
+    async fn watch(config: &HealthConfig) -> (Result<(), Failure>, Vec<String>) {
+        let said = Mutex::new(Vec::new());
+        let say = |text| said.lock().unwrap().push(text);
+        let result = watch_health(config, &written(), Slot::B, boottime(), || true, say).await;
+        (result, said.into_inner().unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_deadline_ends_a_check_that_hangs_and_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        script(dir.path(), "10-fine", "exit 0");
+        script(dir.path(), "20-hangs", "sleep 600");
+        let start = Instant::now();
+        let (result, _) = watch(&config(dir.path(), Duration::from_secs(2))).await;
+        assert!(start.elapsed() < Duration::from_secs(60));
+        let message = result.unwrap_err().message;
+        assert!(
+            message.contains("check 20-hangs had not ended at the deadline"),
+            "{message}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_check_that_failed_before_the_deadline_cut_the_next_round_is_still_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let seen = dir.path().join("seen.txt");
+        script(
+            dir.path(),
+            "10-slow",
+            &format!("test ! -e {} || sleep 600", seen.display()),
+        );
+        script(
+            dir.path(),
+            "20-app",
+            &format!("touch {}; echo the app is down; exit 1", seen.display()),
+        );
+        let (result, said) = watch(&config(dir.path(), Duration::from_secs(4))).await;
+        let message = result.unwrap_err().message;
+        assert!(
+            message.contains("check 20-app failed: the app is down"),
+            "{message}"
+        );
+        assert!(
+            message.contains("at the deadline check 10-slow had not ended"),
+            "{message}"
+        );
+        assert_eq!(said.len(), 1, "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn a_check_that_cannot_be_looked_at_is_not_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/nowhere/at/all", dir.path().join("10-gone")).unwrap();
+        script(dir.path(), "20-fine", "exit 0");
+        let (result, _) = watch(&config(dir.path(), Duration::from_secs(1))).await;
+        let message = result.unwrap_err().message;
+        assert!(message.contains("check 10-gone failed"), "{message}");
+    }
 }

@@ -1,27 +1,58 @@
 //! Reboots the device: through logind, so that services stop cleanly and inhibitors count; or by a
 //! stand-in command, for demo and tests.
 //!
-//! The way back out of a bad slot must not depend on that slot's logind or D-Bus, or on whoever inhibits
-//! reboots in it: [`Rebooter::force`] asks systemd itself. Each attempt has a time limit.
+//! Every attempt ends within [`LIMIT`]. A rollback does not take a no for an answer: it leaves a slot that may
+//! be sick in just the parts that a clean reboot needs. From its [`FORCED_FROM`]th attempt on, so after two that
+//! were refused, timed out or had no effect, `systemctl --force reboot` asks PID 1 by its own socket, without
+//! D-Bus, logind and inhibitors. Any other reboot stays polite: an operator's inhibitor holds it back.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    process::Stdio,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
-use tokio::{process::Command, time::timeout};
+use tokio::process::Command;
+use tracing::warn;
 
 use crate::update::failure::{Class, Coded};
 
-/// Longest time for one attempt: the bus itself has no limit of its own.
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(30);
-/// Asks systemd over its private socket; no unit is stopped first, file systems are unmounted.
-const FORCE: [&str; 4] = ["systemctl", "--no-block", "--force", "reboot"];
+/// Longest wait for logind or a command, connecting included.
+pub const LIMIT: Duration = Duration::from_secs(30);
+/// The attempt of a rollback from which on it is forced.
+pub const FORCED_FROM: u32 = 3;
+/// The forced reboot, which `fwupdated-trial.service` uses too.
+pub const FORCED: [&str; 4] = ["/bin/systemctl", "--no-block", "--force", "reboot"];
+/// Pause after the first attempt that came to nothing; it doubles with each, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 
 /// How to reboot.
 #[derive(Debug, Clone)]
-pub enum Rebooter {
+enum Way {
     /// `org.freedesktop.login1`.
     Logind,
     /// A command and its arguments; not given to a shell.
     Command(Vec<String>),
+}
+
+/// What a reboot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// An update or a person asks: a no counts.
+    Request,
+    /// The slot that runs must not go on running.
+    Rollback,
+}
+
+/// Reboots, and remembers how often that came to nothing.
+#[derive(Debug)]
+pub struct Rebooter {
+    way: Way,
+    /// For a rollback that gets nowhere; none with a stand-in, which must not reboot the machine it runs on.
+    forced: Option<Vec<String>>,
+    /// Attempts of a rollback. Each but the first proves that the one before had no effect.
+    attempts: AtomicU32,
 }
 
 /// Why the device does not reboot.
@@ -32,11 +63,16 @@ pub enum RebootError {
         "logind refused the reboot; see `loginctl list-inhibitors` and `journalctl -u systemd-logind`, or reboot by hand"
     )]
     Logind(#[source] zbus::Error),
-    /// Neither yes nor no.
-    #[error("no answer to the request to reboot within {} s; see `systemctl status systemd-logind dbus`", ATTEMPT_LIMIT.as_secs())]
-    Silent,
-    /// The stand-in could not be started.
-    #[error("the reboot command `{command}` cannot be started; see bootloader.reboot_command")]
+    /// Nothing came back.
+    #[error(
+        "logind did not answer within {} s; see `systemctl status dbus systemd-logind`, or reboot by hand", LIMIT.as_secs()
+    )]
+    LogindSilent,
+    /// The command could not be started.
+    #[error(
+        "the reboot command `{command}` cannot be started; {}",
+        remedy(command)
+    )]
     Start {
         /// Its first word.
         command: String,
@@ -44,9 +80,10 @@ pub enum RebootError {
         #[source]
         source: std::io::Error,
     },
-    /// The stand-in failed.
+    /// The command failed.
     #[error(
-        "the reboot command `{command}` ended with {status}; see bootloader.reboot_command and the journal"
+        "the reboot command `{command}` ended with {status}; {}",
+        remedy(command)
     )]
     Status {
         /// Its first word.
@@ -54,21 +91,38 @@ pub enum RebootError {
         /// How it ended.
         status: std::process::ExitStatus,
     },
+    /// The command did not end.
+    #[error(
+        "the reboot command `{command}` did not end within {} s and was killed; {}", LIMIT.as_secs(), remedy(command)
+    )]
+    CommandSilent {
+        /// Its first word.
+        command: String,
+    },
+}
+
+fn remedy(command: &str) -> &'static str {
+    if command == FORCED[0] {
+        "reboot by hand"
+    } else {
+        "correct bootloader.reboot_command"
+    }
 }
 
 impl Coded for RebootError {
     fn code(&self) -> &'static str {
         match self {
-            Self::Logind(_) => "reboot-refused",
-            Self::Silent => "reboot-no-answer",
-            Self::Start { .. } | Self::Status { .. } => "reboot-command-failed",
+            Self::Logind(_) | Self::LogindSilent => "reboot-refused",
+            Self::Start { .. } | Self::Status { .. } | Self::CommandSilent { .. } => {
+                "reboot-command-failed"
+            }
         }
     }
 
     fn class(&self) -> Class {
         match self {
-            Self::Logind(_) | Self::Silent => Class::Wait,
-            Self::Start { .. } | Self::Status { .. } => Class::Final,
+            Self::Logind(_) | Self::LogindSilent => Class::Wait,
+            Self::Start { .. } | Self::Status { .. } | Self::CommandSilent { .. } => Class::Final,
         }
     }
 }
@@ -87,39 +141,51 @@ impl Rebooter {
     /// By `command` if there is one, else through logind.
     #[must_use]
     pub fn new(command: Option<Vec<String>>) -> Self {
-        command.map_or(Self::Logind, Self::Command)
+        let forced = command.is_none().then(|| FORCED.map(str::to_owned).into());
+        Self {
+            way: command.map_or(Way::Logind, Way::Command),
+            forced,
+            attempts: AtomicU32::new(0),
+        }
     }
 
     /// Asks for the reboot. `Ok` means that it was accepted, not that it happened.
     ///
     /// # Errors
-    /// [`RebootError`].
-    pub async fn reboot(&self) -> Result<(), RebootError> {
-        match self {
-            Self::Logind => {
-                let asked = async {
-                    let bus = zbus::Connection::system().await?;
-                    LogindManagerProxy::new(&bus).await?.reboot(false).await
-                };
-                let answer = timeout(ATTEMPT_LIMIT, asked).await;
-                answer
-                    .map_err(|_| RebootError::Silent)?
-                    .map_err(RebootError::Logind)
+    /// [`RebootError`], after [`LIMIT`] at the latest.
+    pub async fn reboot(&self, purpose: Purpose) -> Result<(), RebootError> {
+        if purpose == Purpose::Rollback {
+            let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some(forced) = self.forced.as_ref().filter(|_| attempt >= FORCED_FROM) {
+                warn!(
+                    "{} reboots for the rollback had no effect; forcing it",
+                    attempt - 1
+                );
+                return run(forced).await;
             }
-            Self::Command(words) => run(words).await,
+        }
+        match &self.way {
+            Way::Logind => ask_logind().await,
+            Way::Command(words) => run(words).await,
         }
     }
 
-    /// Asks for the reboot past logind and all inhibitors. Only for the way back out of a slot that failed,
-    /// when [`Rebooter::reboot`] does not lead there.
-    ///
-    /// # Errors
-    /// [`RebootError`].
-    pub async fn force(&self) -> Result<(), RebootError> {
-        match self {
-            Self::Logind => run(&FORCE.map(str::to_owned)).await,
-            Self::Command(words) => run(words).await,
-        }
+    /// How long to wait before an attempt that came to nothing is reported, and so repeated: asking again and
+    /// again must stay harmless for journal and flash.
+    pub fn pause(&self) -> Duration {
+        let doublings = self.attempts.load(Ordering::Relaxed).saturating_sub(1);
+        (FIRST_PAUSE * 2_u32.pow(doublings.min(10))).min(LONGEST_PAUSE)
+    }
+}
+
+async fn ask_logind() -> Result<(), RebootError> {
+    let asked = async {
+        let bus = zbus::Connection::system().await?;
+        LogindManagerProxy::new(&bus).await?.reboot(false).await
+    };
+    match tokio::time::timeout(LIMIT, asked).await {
+        Ok(answer) => answer.map_err(RebootError::Logind),
+        Err(_) => Err(RebootError::LogindSilent),
     }
 }
 
@@ -133,17 +199,11 @@ async fn run(words: &[String]) -> Result<(), RebootError> {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .status();
-    let status = timeout(ATTEMPT_LIMIT, ended)
-        .await
-        .map_err(|_| RebootError::Silent)?
-        .map_err(|source| RebootError::Start {
-            command: command.clone(),
-            source,
-        })?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(RebootError::Status { command, status })
+    match tokio::time::timeout(LIMIT, ended).await {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(RebootError::Status { command, status }),
+        Ok(Err(source)) => Err(RebootError::Start { command, source }),
+        Err(_) => Err(RebootError::CommandSilent { command }),
     }
 }
 
@@ -151,30 +211,81 @@ async fn run(words: &[String]) -> Result<(), RebootError> {
 mod tests {
     use super::*;
 
-    fn words(words: &[&str]) -> Rebooter {
-        Rebooter::new(Some(words.iter().map(|w| (*w).to_owned()).collect()))
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|w| (*w).to_owned()).collect()
+    }
+
+    async fn ask(command: &[&str]) -> Result<(), RebootError> {
+        let rebooter = Rebooter::new(Some(words(command)));
+        rebooter.reboot(Purpose::Request).await
     }
 
     #[tokio::test]
     async fn a_stand_in_runs_without_a_shell_and_its_failure_counts() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a b; false");
-        words(&["touch", file.to_str().unwrap()])
-            .reboot()
-            .await
-            .unwrap();
+        ask(&["touch", file.to_str().unwrap()]).await.unwrap();
         assert!(file.exists());
         assert!(matches!(
-            words(&["false"]).reboot().await,
+            ask(&["false"]).await,
             Err(RebootError::Status { .. })
         ));
         assert!(matches!(
-            words(&["/nowhere/x"]).reboot().await,
+            ask(&["/nowhere/x"]).await,
             Err(RebootError::Start { .. })
         ));
-        assert!(matches!(
-            words(&[]).reboot().await,
-            Err(RebootError::Start { .. })
-        ));
+        assert!(matches!(ask(&[]).await, Err(RebootError::Start { .. })));
+    }
+
+    /// One whose polite way always fails, with a file that the forced one leaves.
+    fn refused(dir: &std::path::Path) -> (Rebooter, std::path::PathBuf) {
+        let file = dir.join("forced");
+        let rebooter = Rebooter {
+            way: Way::Command(words(&["false"])),
+            forced: Some(words(&["touch", file.to_str().unwrap()])),
+            attempts: AtomicU32::new(0),
+        };
+        (rebooter, file)
+    }
+
+    #[tokio::test]
+    async fn a_rollback_that_is_refused_twice_is_forced_at_the_third_attempt() {
+        let dir = tempfile::tempdir().unwrap();
+        let (rebooter, file) = refused(dir.path());
+        for _ in 1..FORCED_FROM {
+            assert!(rebooter.reboot(Purpose::Rollback).await.is_err());
+            assert!(!file.exists());
+        }
+        rebooter.reboot(Purpose::Rollback).await.unwrap();
+        assert!(file.exists());
+    }
+
+    #[tokio::test]
+    async fn a_reboot_on_request_is_never_forced_and_its_pause_stays_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let (rebooter, file) = refused(dir.path());
+        for _ in 0..2 * FORCED_FROM {
+            assert!(rebooter.reboot(Purpose::Request).await.is_err());
+        }
+        assert!(!file.exists());
+        assert_eq!(rebooter.pause(), FIRST_PAUSE);
+    }
+
+    #[tokio::test]
+    async fn the_pauses_of_a_rollback_that_gets_nowhere_grow_up_to_a_bound() {
+        let rebooter = Rebooter::new(Some(words(&["false"])));
+        let mut pauses = Vec::new();
+        for _ in 0..40 {
+            assert!(rebooter.reboot(Purpose::Rollback).await.is_err());
+            pauses.push(rebooter.pause().as_secs());
+        }
+        assert_eq!(pauses[..8], [5, 10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!(pauses[39], 300);
+    }
+
+    #[test]
+    fn only_a_real_board_is_forced() {
+        assert_eq!(Rebooter::new(None).forced.unwrap(), FORCED);
+        assert!(Rebooter::new(Some(words(&["touch", "x"]))).forced.is_none());
     }
 }

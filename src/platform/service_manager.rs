@@ -1,5 +1,5 @@
 //! What systemd is told (sd_notify(3)) and asked (the state of a unit). Outside systemd telling does
-//! nothing.
+//! nothing. An answer is waited for no longer than [`LIMIT`].
 
 use std::{os::unix::fs::MetadataExt, time::Duration};
 
@@ -7,8 +7,8 @@ use sd_notify::NotifyState;
 
 use crate::update::failure::{Class, Coded};
 
-/// Longest wait for an answer: the bus itself has no limit of its own.
-const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for an answer over the system bus, connecting included.
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a unit's state is not known.
 #[derive(Debug, thiserror::Error)]
@@ -22,8 +22,10 @@ pub enum UnitError {
         #[source]
         source: zbus::Error,
     },
-    /// Neither yes nor no.
-    #[error("systemd did not say within {} s whether unit {unit} is active; is the system bus running?", ANSWER_LIMIT.as_secs())]
+    /// Nothing came back.
+    #[error(
+        "systemd did not answer within {} s about unit {unit}; does the system bus work (`systemctl status dbus`)?", LIMIT.as_secs()
+    )]
     Silent {
         /// The unit.
         unit: String,
@@ -109,25 +111,39 @@ trait SystemdUnit {
 /// Whether `unit` is active.
 ///
 /// # Errors
-/// systemd cannot be asked.
+/// systemd cannot be asked, or does not answer within [`LIMIT`].
 pub async fn unit_active(unit: &str) -> Result<bool, UnitError> {
-    let asked = async {
-        let bus = zbus::Connection::system().await?;
-        unit_active_on(&bus, unit).await
-    };
-    let answer = tokio::time::timeout(ANSWER_LIMIT, asked).await;
+    unit_active_on(zbus::Connection::system(), unit, LIMIT).await
+}
+
+async fn unit_active_on(
+    bus: impl Future<Output = zbus::Result<zbus::Connection>>,
+    unit: &str,
+    limit: Duration,
+) -> Result<bool, UnitError> {
     let unit = unit.to_owned();
-    match answer {
-        Ok(answer) => answer.map_err(|source| UnitError::Bus { unit, source }),
+    match tokio::time::timeout(limit, async { active_state(&bus.await?, &unit).await }).await {
+        Ok(Ok(state)) => Ok(matches!(state.as_str(), "active" | "reloading")),
+        Ok(Err(source)) => Err(UnitError::Bus { unit, source }),
         Err(_) => Err(UnitError::Silent { unit }),
     }
 }
 
-async fn unit_active_on(bus: &zbus::Connection, unit: &str) -> zbus::Result<bool> {
+async fn active_state(bus: &zbus::Connection, unit: &str) -> zbus::Result<String> {
     let path = SystemdManagerProxy::new(bus).await?.load_unit(unit).await?;
     let unit = SystemdUnitProxy::builder(bus).path(path).build().await?;
-    Ok(matches!(
-        unit.active_state().await?.as_str(),
-        "active" | "reloading"
-    ))
+    unit.active_state().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bus_that_takes_the_connection_and_says_nothing_is_given_up() {
+        let (ours, _silent) = std::os::unix::net::UnixStream::pair().unwrap();
+        let bus = zbus::connection::Builder::unix_stream(ours).build();
+        let asked = unit_active_on(bus, "x.service", Duration::from_millis(200)).await;
+        assert!(matches!(asked, Err(UnitError::Silent { .. })), "{asked:?}");
+    }
 }

@@ -259,6 +259,9 @@ impl Device {
     ) -> Self {
         fs::create_dir_all(dir.join("keys.d")).unwrap();
         fs::create_dir_all(dir.join("health.d")).unwrap();
+        // Whatever the umask: programs in a folder that others may write do not run.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(dir.join("health.d"), mode).unwrap();
         for slot in Slot::ALL {
             let file = File::create(dir.join(format!("slot-{slot}.img"))).unwrap();
             file.set_len(slot_size).unwrap();

@@ -188,11 +188,14 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     };
     service_manager::stopping();
     stop_sender.send_replace(true);
-    if let Some(link) = link {
-        let _ = link.await;
-    }
+    let ends = async {
+        if let Some(link) = link {
+            let _ = link.await;
+        }
+        updater.await
+    };
     // A medium that does not answer must not hold the shutdown up: what counts is on disk, or was never told.
-    let Ok(ended) = tokio::time::timeout(STOP_LIMIT, updater).await else {
+    let Ok(ended) = tokio::time::timeout(STOP_LIMIT, ends).await else {
         warn!(
             "what was under way did not stop within {} s; ending without it",
             STOP_LIMIT.as_secs()

@@ -3,16 +3,16 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
-use tracing::info;
+use tracing::{error, info};
 
 use super::updater::Published;
 use crate::{
@@ -25,6 +25,49 @@ use crate::{
 
 /// How often `STATUS=` follows progress at most.
 const STATUS_PACE: Duration = Duration::from_secs(1);
+
+/// How long the updater may stand still at least: a worn SD card stalls for long.
+const LEAST_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the updater's start may take, its first look at slots and bootloader.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// Shows that the updater's loop turns. Cheap to set, and read by whoever must know.
+#[derive(Debug)]
+pub struct Heartbeat {
+    start: Instant,
+    /// Milliseconds after `start`; 0 before the first beat.
+    last: AtomicU64,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Heartbeat {
+    /// The loop has turned.
+    pub fn beat(&self) {
+        self.beat_at(self.start.elapsed());
+    }
+
+    fn beat_at(&self, age: Duration) {
+        let millis = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        self.last.store(millis.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether it beat within `patience`, or may still be on its way to the first beat, when `age` has passed
+    /// since the start.
+    fn is_alive(&self, age: Duration, patience: Duration) -> bool {
+        match self.last.load(Ordering::Relaxed) {
+            0 => age < START_LIMIT,
+            last => age < Duration::from_millis(last) + patience,
+        }
+    }
+}
 
 /// The signals that stop the daemon.
 pub struct Signals {
@@ -67,34 +110,19 @@ pub async fn raised(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Counts the turns of the updater's loop, which turns several times a second unless it hangs.
-#[derive(Debug, Clone, Default)]
-pub struct Heartbeat(Arc<AtomicU64>);
-
-impl Heartbeat {
-    /// One more turn.
-    pub fn beat(&self) {
-        self.0.fetch_add(1, Relaxed);
-    }
-
-    fn count(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-}
-
-/// Keeps `STATUS=` current and feeds the watchdog while the updater's loop turns: one that hangs (in a driver, on
-/// a dead medium) is restarted by systemd.
+/// Keeps `STATUS=` current and feeds the watchdog, but only while the updater's loop turns: one that hangs, in
+/// a device's driver for example, is restarted.
 pub async fn keep_alive(
     mut published: watch::Receiver<Published>,
-    heartbeat: Heartbeat,
+    heartbeat: Arc<Heartbeat>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let pace =
-        service_manager::watchdog_interval().map_or(Duration::from_secs(60), |limit| limit / 2);
-    let mut feed = tokio::time::interval(pace);
+    let interval = service_manager::watchdog_interval().unwrap_or(Duration::from_secs(120));
+    let patience = (interval / 2).max(LEAST_PATIENCE);
+    // Twice within the patience, so that a stall shorter than the interval never costs a restart.
+    let mut feed = tokio::time::interval(interval / 4);
     let mut said = String::new();
-    // Not a count: the first look at a board may take its time.
-    let mut counted = u64::MAX;
+    let mut was_alive = true;
     loop {
         let line = status_line(&published.borrow_and_update().status);
         if line != said {
@@ -111,11 +139,15 @@ pub async fn keep_alive(
                 tokio::time::sleep(STATUS_PACE).await;
             }
             _ = feed.tick() => {
-                let beats = heartbeat.count();
-                if beats != counted {
+                let is_alive = heartbeat.is_alive(heartbeat.start.elapsed(), patience);
+                if is_alive {
                     service_manager::watchdog_ping();
+                } else if was_alive {
+                    error!(
+                        "the updater stands still, probably in a device's driver; the watchdog will restart the daemon unless it goes on"
+                    );
                 }
-                counted = beats;
+                was_alive = is_alive;
             }
         }
     }
@@ -168,4 +200,23 @@ pub fn status_line(status: &Status) -> String {
         (None, None) => "idle; no update yet".to_owned(),
     };
     format!("{slot}{version}, {hub}, {what}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_updater_that_stands_still_is_noticed_and_one_that_starts_gets_a_bounded_time() {
+        let (second, patience) = (Duration::from_secs(1), Duration::from_secs(60));
+        let heartbeat = Heartbeat::default();
+        assert!(heartbeat.is_alive(START_LIMIT - second, patience));
+        assert!(!heartbeat.is_alive(START_LIMIT, patience));
+        heartbeat.beat_at(Duration::ZERO);
+        assert!(heartbeat.is_alive(59 * second, patience));
+        assert!(!heartbeat.is_alive(START_LIMIT - second, patience));
+        heartbeat.beat_at(1000 * second);
+        assert!(heartbeat.is_alive(1059 * second, patience));
+        assert!(!heartbeat.is_alive(1060 * second, patience));
+    }
 }

@@ -135,7 +135,7 @@ pub struct Updater {
     /// The end of an update that the state file does not hold yet. Until it does, nobody is told: a restart would
     /// take it back.
     untold_end: bool,
-    heartbeat: Heartbeat,
+    heartbeat: Arc<Heartbeat>,
 }
 
 impl Updater {
@@ -180,14 +180,14 @@ impl Updater {
             held_up,
             look_at_desired: false,
             untold_end: false,
-            heartbeat: Heartbeat::default(),
+            heartbeat: Arc::default(),
         };
         (updater, receiver)
     }
 
     /// Beats while [`Updater::run`] does not hang.
     #[must_use]
-    pub fn heartbeat(&self) -> Heartbeat {
+    pub fn heartbeat(&self) -> Arc<Heartbeat> {
         self.heartbeat.clone()
     }
 

@@ -623,10 +623,10 @@ mod tests {
         assert!(parse(&chain).is_ok());
     }
 
-    /// A condition as text, with the tree it must become.
+    /// A condition as text, with the tree it must become. No keyword begins with `tx`: a bare one is no name.
     fn condition() -> impl Strategy<Value = (String, Expr)> {
         let leaf = prop_oneof![
-            ("t[a-z]{1,5}", -99_i64..99).prop_map(|(name, number)| (
+            ("tx[a-z]{1,5}", -99_i64..99).prop_map(|(name, number)| (
                 format!("tags.{name} >= {number}"),
                 Expr::Compare(
                     Operand::Path(vec!["tags".into(), name]),
@@ -634,7 +634,7 @@ mod tests {
                     Operand::Literal(number.into()),
                 ),
             )),
-            "t[a-z]{1,5}"
+            "tx[a-z]{1,5}"
                 .prop_map(|name| (format!("is_defined( {name} )"), Expr::IsDefined(vec![name]))),
         ];
         leaf.prop_recursive(5, 32, 2, |inner| {

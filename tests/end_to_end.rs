@@ -141,14 +141,8 @@ async fn a_method_call_becomes_a_confirmed_new_slot() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trial_that_does_not_become_healthy_is_rolled_back_and_remembered() {
     let mut scene = scene("").await;
-    let check = scene.device.dir.join("health.d/10-app");
-    std::fs::write(
-        &check,
-        "#!/bin/sh\necho \"the app of $FWUPDATED_VERSION does not answer\"\nexit 1\n",
-    )
-    .unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&check, mode).unwrap();
+    let script = "echo \"the app of $FWUPDATED_VERSION does not answer\"\nexit 1";
+    let check = scene.device.add_health_check("10-app", script);
     let image = image(&scene.rig, "1.1.0", 7);
     let uri = scene.rig.serve(&image);
     let id = start(&scene.rig, &uri).await;
@@ -202,19 +196,10 @@ async fn a_trial_that_does_not_become_healthy_is_rolled_back_and_remembered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_whose_reboot_is_refused_gets_home_all_the_same() {
     let mut scene = scene("").await;
-    let check = scene.device.dir.join("health.d/10-bad");
-    std::fs::write(&check, "#!/bin/sh\nexit 1\n").unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&check, mode).unwrap();
+    scene.device.add_health_check("10-bad", "exit 1");
     let image = image(&scene.rig, "1.1.0", 7);
     let id = start(&scene.rig, &scene.rig.serve(&image)).await;
-    let asked = scene.device.dir.join("reboot-requested");
-    let began = std::time::Instant::now();
-    while !asked.exists() {
-        assert!(began.elapsed() < support::rig::PATIENCE);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    scene.device.stop();
+    scene.device.stop_before_the_reboot().await;
     // In the new slot the first request to reboot is refused.
     let dir = scene.device.dir.display().to_string();
     let text = std::fs::read_to_string(scene.device.config()).unwrap();
@@ -238,13 +223,7 @@ async fn a_slot_that_never_comes_up_ends_as_a_reported_failure() {
     let mut scene = scene("").await;
     let image = image(&scene.rig, "1.1.0", 7);
     let id = start(&scene.rig, &scene.rig.serve(&image)).await;
-    let asked = scene.device.dir.join("reboot-requested");
-    let began = std::time::Instant::now();
-    while !asked.exists() {
-        assert!(began.elapsed() < support::rig::PATIENCE);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    scene.device.stop();
+    scene.device.stop_before_the_reboot().await;
     // Three boots in which the new slot's kernel panics before anything can start.
     for _ in 0..3 {
         let slot = scene

@@ -9,7 +9,6 @@ mod support;
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::PermissionsExt,
     time::{Duration, Instant},
 };
 
@@ -97,7 +96,7 @@ async fn until_state(device: &mut Device, wanted: &str) {
         if now == wanted || now == "idle" {
             break;
         }
-        if device.dir.join("reboot-requested").exists() {
+        if device.reboot_is_asked() {
             device.boot();
         }
         tokio::time::sleep(Duration::from_micros(200)).await;
@@ -135,7 +134,7 @@ async fn installed_with_kills(
         kills += u32::from(!ended);
         *moments.entry(hit).or_default() += 1;
         assert_safe(device, &old, image, before, seed);
-        let reboot = device.dir.join("reboot-requested").exists();
+        let reboot = device.reboot_is_asked();
         if reboot || random.below(4) == 0 {
             device.boot();
         } else {
@@ -164,9 +163,7 @@ async fn a_hundred_kills_end_in_a_confirmed_slot_or_a_true_failure() {
     let rig = Rig::start(dir.path()).await;
     let mut device = Device::new(&rig, &dir.path().join("device"), SLOT, "1.0.0", "");
     // A trial that takes its time can be hit.
-    let check = device.dir.join("health.d/10-slow");
-    fs::write(&check, "#!/bin/sh\nsleep 0.2\n").unwrap();
-    fs::set_permissions(&check, fs::Permissions::from_mode(0o755)).unwrap();
+    device.add_health_check("10-slow", "sleep 0.2");
     device.boot();
     device.until_connected(&rig).await;
     let (mut kills, mut complete, mut failed) = (0, 0, 0);

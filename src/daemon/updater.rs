@@ -1,8 +1,8 @@
 //! The updater task: the one owner of the state machine.
 //!
 //! Everyone else sends it a [`Command`] and watches what it publishes. For each event it asks
-//! [`step`](crate::update::machine::step), makes the new state durable, publishes it, and only then starts the actions, which
-//! run as tasks of their own ([`super::actions`]) and come back as events. So it answers at once, whatever
+//! [`step`](crate::update::machine::step), makes the new state durable, publishes it, and only then starts
+//! the actions, which run as tasks of their own ([`super::actions`]) and come back as events. So it answers at once, whatever
 //! an action is doing.
 //!
 //! Here is its loop; what others ask is in `requests`, how a state becomes durable in `durable`, what is shown in

@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -63,11 +62,11 @@ pub(crate) fn install_by_hand(device: &Device, image: &Image) {
 
 /// A program in `health.d` that asks the application of the slot that runs.
 pub(crate) fn add_health_check(device: &Device) {
-    let check = device.dir.join("health.d/10-app");
     let answer = device.dir.join("app-health");
-    let script = format!("#!/bin/sh\ncat {0}\ngrep -qx ok {0}\n", answer.display());
-    fs::write(&check, script).unwrap();
-    fs::set_permissions(&check, fs::Permissions::from_mode(0o755)).unwrap();
+    device.add_health_check(
+        "10-app",
+        &format!("cat {0}\ngrep -qx ok {0}", answer.display()),
+    );
 }
 
 /// Lets each boot be told, and takes from the booted slot's file system what a running one would show.

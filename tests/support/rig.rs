@@ -486,9 +486,33 @@ os_release = "{dir}/os-release"
         began.elapsed()
     }
 
+    /// Adds a program to `health.d`: a shell's, without its first line. Returns where it is.
+    pub(crate) fn add_health_check(&self, name: &str, script: &str) -> PathBuf {
+        let file = self.dir.join("health.d").join(name);
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&file, mode).unwrap();
+        file
+    }
+
+    /// Whether the daemon asked for a reboot that was not carried out yet.
+    pub(crate) fn reboot_is_asked(&self) -> bool {
+        self.dir.join("reboot-requested").exists()
+    }
+
+    /// Waits until the daemon asks for a reboot, which is left to the caller, and stops the daemon.
+    pub(crate) async fn stop_before_the_reboot(&mut self) {
+        let began = Instant::now();
+        while !self.reboot_is_asked() {
+            assert!(began.elapsed() < PATIENCE, "no reboot\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.stop();
+    }
+
     /// Carries out a reboot that the daemon asked for. True when there was one.
     pub(crate) fn follow_reboot(&mut self) -> bool {
-        if !self.dir.join("reboot-requested").exists() {
+        if !self.reboot_is_asked() {
             return false;
         }
         if self.daemon.is_some() {
@@ -512,7 +536,7 @@ os_release = "{dir}/os-release"
             }
             if let Some(daemon) = &mut self.daemon
                 && let Some(status) = daemon.try_wait().unwrap()
-                && !self.dir.join("reboot-requested").exists()
+                && !self.reboot_is_asked()
             {
                 panic!(
                     "the daemon ended with {status} while waiting for {what}\n{}",

@@ -41,7 +41,8 @@ fn failure() -> Failure {
     Failure::new("test", Class::Final, "it failed")
 }
 
-fn every_event() -> Vec<Event> {
+/// Of a good run, up to its reboot.
+fn up_to_the_reboot() -> Vec<Event> {
     vec![
         Event::Requested(job()),
         Event::PolicyAllows,
@@ -52,13 +53,20 @@ fn every_event() -> Vec<Event> {
         Event::SlotArmed {
             boot_id: "boot-0".into(),
         },
+    ]
+}
+
+fn every_event() -> Vec<Event> {
+    let mut events = up_to_the_reboot();
+    events.extend([
         Event::Healthy,
         Event::Unhealthy(failure()),
         Event::MarkedGood,
         Event::Failed(failure()),
         Event::Failed(refusal()),
         Event::Cancelled(failure()),
-    ]
+    ]);
+    events
 }
 
 fn refusal() -> Failure {
@@ -430,17 +438,7 @@ fn the_good_path_reaches_complete_only_after_the_trial() {
     let now = Timestamp::UNIX_EPOCH;
     let mut state = State::Idle;
     let mut stages = Vec::new();
-    for event in [
-        Event::Requested(job()),
-        Event::PolicyAllows,
-        Event::ImageAccepted(facts()),
-        Event::SlotDisabled,
-        Event::SlotWritten(content()),
-        Event::SlotMatches,
-        Event::SlotArmed {
-            boot_id: "boot-0".into(),
-        },
-    ] {
+    for event in up_to_the_reboot() {
         state = step(&state, event, now).unwrap().0;
         stages.push(state.stage().unwrap().word());
     }

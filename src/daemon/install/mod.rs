@@ -128,10 +128,10 @@ impl Installer {
                 uri: request.uri.to_string(),
             })
         };
-        // A digest of the whole file can only be checked by reading the whole file, in one go.
-        let reader: Box<dyn Read + Send> = match request.sha256 {
-            Some(_) => Box::new(source.read(0, None)?),
-            None => Box::new(source.read_in_windows()),
+        // A plain image, and a digest of the whole file, need the whole file in one go.
+        let reader: Box<dyn Read + Send> = match (request.sha256, prepared.image.manifest) {
+            (None, Some(_)) => Box::new(source.read_in_windows()),
+            _ => Box::new(source.read(0, None)?),
         };
         match (self.open(&source, reader)?, prepared.image.manifest) {
             ((ImageKind::Manifest, start), Some(expected)) => {
@@ -144,13 +144,6 @@ impl Installer {
                 chunks::install(self, request, &source, &header, start, slot)
             }
             ((ImageKind::Plain(kind), start), None) => {
-                let start: Start<'_> = match request.sha256 {
-                    Some(_) => start,
-                    None => {
-                        let whole: Box<dyn Read + Send> = Box::new(source.read(0, None)?);
-                        Cursor::new(Vec::new()).chain(whole)
-                    }
-                };
                 plain::install(self, request, &source, kind, start, slot)
             }
             _ => Err(changed()),

@@ -6,3 +6,5 @@
 mod client;
 #[path = "emulator_access/identity.rs"]
 mod identity;
+#[path = "emulator_access/sessions.rs"]
+mod sessions;

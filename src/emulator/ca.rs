@@ -1,4 +1,5 @@
-//! The emulator's own certificate authority, and the TLS settings of its two listeners.
+//! The emulator's own certificate authorities (one for its server, one for devices), and the TLS settings
+//! of its two listeners.
 
 use std::fs;
 use std::io;
@@ -20,18 +21,23 @@ use rustls::{DigitallySignedStruct, DistinguishedName as RawName, ServerConfig, 
 use crate::start_error::StartError;
 use crate::store::write_atomically;
 
-/// A certificate authority that lives in a directory: `ca.pem` and `ca.key`.
+/// A certificate authority that lives in two files of a directory, such as `ca.pem` and `ca.key`.
 pub(crate) struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    /// The certificate that clients must trust.
+    pub(crate) issuer: Issuer<'static, KeyPair>,
+    /// Its certificate.
     pub(crate) file: PathBuf,
 }
 
 impl Ca {
-    /// Takes the CA from `directory`, or makes a new one there.
+    /// Takes the CA of the server from `directory`, or makes a new one there.
     pub(crate) fn open(directory: &Path) -> Result<Self, StartError> {
-        let key_file = directory.join("ca.key");
-        let file = directory.join("ca.pem");
+        Self::open_as(directory, "ca", "iothub-emulator CA")
+    }
+
+    /// Takes the CA in `{stem}.pem` and `{stem}.key` from `directory`, or makes a new one called `title`.
+    pub(crate) fn open_as(directory: &Path, stem: &str, title: &str) -> Result<Self, StartError> {
+        let key_file = directory.join(format!("{stem}.key"));
+        let file = directory.join(format!("{stem}.pem"));
         let bad = |source| StartError::BadCa {
             path: key_file.clone(),
             source,
@@ -46,7 +52,7 @@ impl Ca {
             }
             Err(source) => return Err(StartError::state(&key_file, source)),
         };
-        let params = ca_params(&key);
+        let params = ca_params(&key, title);
         // The same key gives the same names, so a file that clients already trust stays right.
         if !file.exists() {
             let certificate = params.self_signed(&key).map_err(bad)?;
@@ -59,13 +65,12 @@ impl Ca {
         })
     }
 
-    /// TLS for a server called `hub` that also answers at `address`. With `ask_for_certificate`, clients
-    /// may show one; it is judged at CONNECT.
+    /// TLS for a server called `hub` that also answers at `address`. Clients may show a certificate; it is
+    /// judged at CONNECT.
     pub(crate) fn server_config(
         &self,
         hub: &str,
         address: IpAddr,
-        ask_for_certificate: bool,
     ) -> Result<ServerConfig, StartError> {
         let bad = |source| StartError::Certificate {
             name: hub.to_owned(),
@@ -93,19 +98,15 @@ impl Ca {
         let certificate = params.signed_by(&key, &self.issuer).map_err(bad)?;
 
         let builder = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
-            .with_safe_default_protocol_versions()?;
-        let builder = if ask_for_certificate {
-            builder.with_client_cert_verifier(Arc::new(AnyCertificate::new()))
-        } else {
-            builder.with_no_client_auth()
-        };
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(Arc::new(AnyCertificate::new()));
         let key = PrivateKeyDer::try_from(key.serialize_der())
             .map_err(|text| rustls::Error::General(text.to_owned()))?;
         Ok(builder.with_single_cert(vec![certificate.der().clone()], key)?)
     }
 }
 
-fn ca_params(key: &KeyPair) -> CertificateParams {
+fn ca_params(key: &KeyPair, title: &str) -> CertificateParams {
     let print = digest::digest(&digest::SHA256, key.public_key_raw());
     let short: String = print.as_ref()[..4]
         .iter()
@@ -113,7 +114,7 @@ fn ca_params(key: &KeyPair) -> CertificateParams {
         .collect();
     let mut params = CertificateParams::default();
     // A name of its own, so that the CAs of several emulators can stand in one trust store.
-    params.distinguished_name = name(&format!("iothub-emulator CA {short}"));
+    params.distinguished_name = name(&format!("{title} {short}"));
     params.not_before = date_time_ymd(2000, 1, 1);
     params.not_after = date_time_ymd(2049, 1, 1);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -121,14 +122,14 @@ fn ca_params(key: &KeyPair) -> CertificateParams {
     params
 }
 
-fn name(common: &str) -> DistinguishedName {
+pub(crate) fn name(common: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common);
     name
 }
 
 /// Asks for a client certificate, lets the client show none, and takes any: the hub decides at CONNECT,
-/// by thumbprint. That the client holds the certificate's key is checked here.
+/// by thumbprint or by the chain. That the client holds the certificate's key is checked here.
 #[derive(Debug)]
 struct AnyCertificate(WebPkiSupportedAlgorithms);
 
@@ -192,7 +193,7 @@ mod tests {
         let again = Ca::open(directory.path()).unwrap();
         assert_eq!(fs::read_to_string(&again.file).unwrap(), pem);
         again
-            .server_config("localhost", [127, 0, 0, 1].into(), true)
+            .server_config("localhost", [127, 0, 0, 1].into())
             .unwrap();
     }
 
@@ -205,8 +206,8 @@ mod tests {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (one, two) = (Ca::open(one.path()).unwrap(), Ca::open(two.path()).unwrap());
         assert_ne!(
-            ca_params(one.issuer.key()).distinguished_name,
-            ca_params(two.issuer.key()).distinguished_name
+            ca_params(one.issuer.key(), "CA").distinguished_name,
+            ca_params(two.issuer.key(), "CA").distinguished_name
         );
         assert_ne!(subject(&one), subject(&two));
     }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ring::digest;
 use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode};
 use tokio::sync::mpsc;
 use tracing::info;
 
+use crate::certificates::{common_name, thumbprints};
 use crate::clock;
+use crate::device_ca::{Chain, DeviceCas};
 use crate::hub::{Device, Hub, Link, Outgoing, State};
 use crate::policies::Right;
 use crate::registry::Credentials;
@@ -22,6 +23,12 @@ pub(crate) struct Accepted {
     pub(crate) inbox: mpsc::UnboundedReceiver<Outgoing>,
     /// When the token runs out, grace included; seconds since 1970.
     pub(crate) until: Option<u64>,
+}
+
+/// What a connection proved its identity with.
+pub(crate) enum Proof {
+    Token(Token),
+    Certificate(Chain),
 }
 
 /// A CONNECT that was not.
@@ -44,15 +51,38 @@ impl Refused {
     }
 }
 
+impl Proof {
+    /// Whether it still proves the identity of a device that has these credentials now.
+    pub(crate) fn fits(&self, credentials: &Credentials) -> bool {
+        match (self, credentials) {
+            // A hub policy made it, not the device's own key.
+            (Self::Token(token), _) if token.policy.is_some() => true,
+            (Self::Token(token), Credentials::Sas { primary, secondary }) => {
+                token.signed_by(primary) || token.signed_by(secondary)
+            }
+            (Self::Certificate(chain), Credentials::SelfSigned { primary, secondary }) => {
+                let shown = chain.leaf().map(|leaf| thumbprints(leaf));
+                [primary, secondary].into_iter().flatten().any(|known| {
+                    let same = |print: &String| print.eq_ignore_ascii_case(known);
+                    shown.iter().flatten().any(same)
+                })
+            }
+            // The chain was good when it connected.
+            (Self::Certificate(_), Credentials::CertificateAuthority) => true,
+            (
+                Self::Token(_),
+                Credentials::SelfSigned { .. } | Credentials::CertificateAuthority,
+            )
+            | (Self::Certificate(_), Credentials::Sas { .. }) => false,
+        }
+    }
+}
+
 impl Hub {
     /// Judges a CONNECT. Accepting it restores the session and closes an older connection of the device.
-    pub(crate) fn connect(
-        &self,
-        connect: &Connect,
-        certificate: Option<&[u8]>,
-    ) -> Result<Accepted, Refused> {
+    pub(crate) fn connect(&self, connect: &Connect, chain: &Chain) -> Result<Accepted, Refused> {
         let mut state = self.lock();
-        let result = self.admit(&mut state, connect, certificate);
+        let result = self.admit(&mut state, connect, chain);
         if let Err(refused) = &result {
             info!(
                 "refused a CONNECT of '{}': {}",
@@ -70,7 +100,7 @@ impl Hub {
         &self,
         state: &mut State,
         connect: &Connect,
-        certificate: Option<&[u8]>,
+        chain: &Chain,
     ) -> Result<Accepted, Refused> {
         if state.faults.is_down() {
             let code = ConnectReturnCode::ServiceUnavailable;
@@ -113,12 +143,12 @@ impl Hub {
         if !device.record.identity.enabled {
             return Err(Refused::unauthorised("the device is disabled"));
         }
-        let token = match login.password.as_str() {
+        let proof = match login.password.as_str() {
             "" => {
-                check_certificate(device, certificate)?;
-                None
+                check_certificate(&state.device_cas, device, chain)?;
+                Proof::Certificate(chain.clone())
             }
-            password => Some(self.check_token(state, device, id, password)?),
+            password => Proof::Token(self.check_token(state, device, id, password)?),
         };
         let will = match &connect.last_will {
             None => None,
@@ -127,7 +157,9 @@ impl Hub {
                 _ => return Err(Refused::unauthorised("the will's topic is not allowed")),
             },
         };
-        if let Some(token) = &token {
+        let mut until = None;
+        if let Proof::Token(token) = &proof {
+            until = Some(token.expiry.saturating_add(self.token_grace.as_secs()));
             state.tokens.last_accepted = clock::unix_seconds();
             state.tokens.seen.insert(token.fingerprint());
         }
@@ -148,7 +180,7 @@ impl Hub {
                 subscriptions: device.record.subscriptions.clone(),
                 keeps_session,
                 has_api_version: user.api_version.is_some(),
-                uses_token: token.is_some(),
+                proof,
                 model_id: user.model_id,
                 will,
                 methods: HashMap::new(),
@@ -158,12 +190,11 @@ impl Hub {
             device.touch(true);
             self.save(&device.record);
         }
-        let grace = self.token_grace.as_secs();
         Ok(Accepted {
             device: id,
             link: number,
             inbox,
-            until: token.map(|token| token.expiry.saturating_add(grace)),
+            until,
         })
     }
 
@@ -184,7 +215,11 @@ impl Hub {
             (None, Credentials::Sas { primary, secondary }) => {
                 token.signed_by(primary) || token.signed_by(secondary)
             }
-            (None, Credentials::SelfSigned { .. }) => false,
+            (None, Credentials::SelfSigned { .. } | Credentials::CertificateAuthority) => {
+                return Err(Refused::unauthorised(
+                    "the device is registered with a certificate, and came with a token",
+                ));
+            }
         };
         if !signed {
             return Err(Refused::unauthorised("the token's signature is wrong"));
@@ -247,30 +282,31 @@ impl Device {
     }
 }
 
-fn check_certificate(device: &Device, certificate: Option<&[u8]>) -> Result<(), Refused> {
-    let Credentials::SelfSigned { primary, secondary } = &device.record.identity.credentials else {
+fn check_certificate(cas: &DeviceCas, device: &Device, chain: &Chain) -> Result<(), Refused> {
+    let identity = &device.record.identity;
+    if let Credentials::Sas { .. } = identity.credentials {
         return Err(Refused::unauthorised(
             "there is no password, and the device is not registered with a certificate",
         ));
-    };
-    let certificate =
-        certificate.ok_or_else(|| Refused::unauthorised("there is no client certificate"))?;
-    let sha1 = hex(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, certificate).as_ref());
-    let sha256 = hex(digest::digest(&digest::SHA256, certificate).as_ref());
-    let known = [primary, secondary]
-        .into_iter()
-        .flatten()
-        .any(|print| print.eq_ignore_ascii_case(&sha1) || print.eq_ignore_ascii_case(&sha256));
-    if known {
-        return Ok(());
     }
-    Err(Refused::unauthorised(format!(
-        "the client certificate (SHA-256 {sha256}) is not the device's"
-    )))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let leaf = chain
+        .leaf()
+        .ok_or_else(|| Refused::unauthorised("there is no client certificate"))?;
+    if identity.credentials == Credentials::CertificateAuthority {
+        cas.check(chain).map_err(Refused::unauthorised)?;
+        let name = common_name(leaf).unwrap_or_default();
+        if name != identity.id {
+            return Err(Refused::unauthorised(format!(
+                "the client certificate's common name is '{name}', not the device's id"
+            )));
+        }
+    } else if !Proof::Certificate(chain.clone()).fits(&identity.credentials) {
+        let [_, sha256] = thumbprints(leaf);
+        return Err(Refused::unauthorised(format!(
+            "the client certificate (SHA-256 {sha256}) is not the device's"
+        )));
+    }
+    Ok(())
 }
 
 fn return_code(code: u8) -> ConnectReturnCode {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
@@ -12,6 +13,7 @@ use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::certificates::{DeviceCertificate, LIFE_SECONDS};
 use crate::hub_error::HubError;
 use crate::listen::Peer;
 use crate::rest::App;
@@ -23,6 +25,9 @@ GET  /emulator/devices/ID                          connections, refusals, kept s
 GET  /emulator/devices/ID/twin                     the twin as service tools see it
 GET  /emulator/devices/ID/reported-history         every accepted reported patch, in order
 GET  /emulator/devices/ID/telemetry                the last 100 messages
+POST /emulator/certificates/ID[?seconds=60]        a certificate of the emulator's CA for devices, with its key
+POST /emulator/certificates/ID?self-signed=true    ... or a self-signed one, with its thumbprints
+POST /emulator/device-cas                          register the CAs of devices in the body (PEM)
 POST /emulator/devices/ID/drop                     close its connection
 POST /emulator/devices/ID/forget-session           its next connection has no subscriptions
 POST /emulator/outage?seconds=10                   go away, come back by itself
@@ -44,6 +49,8 @@ pub(crate) fn router(app: App) -> Router<App> {
         .route("/devices/{id}/twin", get(twin))
         .route("/devices/{id}/reported-history", get(reported_history))
         .route("/devices/{id}/telemetry", get(telemetry))
+        .route("/certificates/{id}", post(issue_certificate))
+        .route("/device-cas", post(register_device_cas))
         .route("/devices/{id}/drop", post(drop_connection))
         .route("/devices/{id}/forget-session", post(forget_session))
         .route("/outage", post(outage))
@@ -103,6 +110,32 @@ async fn telemetry(
 ) -> Result<Json<Value>, HubError> {
     let state = app.hub.lock();
     Ok(Json(json!(state.device(&id)?.telemetry)))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct CertificateRequest {
+    seconds: Option<i64>,
+    self_signed: Option<bool>,
+}
+
+async fn issue_certificate(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Query(request): Query<CertificateRequest>,
+) -> Result<Json<Value>, HubError> {
+    let life = request.seconds.unwrap_or(LIFE_SECONDS);
+    let made = match request.self_signed {
+        Some(true) => DeviceCertificate::self_signed(&id, life)
+            .map_err(|error| HubError::argument(format!("No certificate for '{id}': {error}")))?,
+        Some(false) | None => app.hub.lock().device_cas.issue(&id, life)?,
+    };
+    Ok(Json(json!(made)))
+}
+
+async fn register_device_cas(State(app): State<App>, body: Bytes) -> Result<Json<Value>, HubError> {
+    let count = app.hub.lock().device_cas.register(&body)?;
+    Ok(Json(json!({ "registered": count })))
 }
 
 async fn drop_connection(

@@ -14,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
+use crate::device_ca::DeviceCas;
 use crate::hub::{Hub, IfMatch};
 use crate::hub_error::HubError;
 use crate::listen;
@@ -29,7 +30,7 @@ use crate::wire_log::WireLog;
 /// A running emulator. Dropping it closes everything at once; [`Emulator::stop`] also waits.
 #[derive(Debug)]
 pub struct Emulator {
-    hub: Arc<Hub>,
+    pub(crate) hub: Arc<Hub>,
     ready: Arc<Ready>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -76,8 +77,10 @@ impl Emulator {
         };
         let owner_key = policies.owner_key().to_owned();
         let ca = Ca::open(&directory)?;
-        let mqtt_tls = ca.server_config(&options.hub_name, options.listen, true)?;
-        let mut https_tls = ca.server_config(&options.hub_name, options.listen, false)?;
+        let device_cas = DeviceCas::open(&directory, &options.device_cas)?;
+        let device_ca_file = device_cas.own_file().to_owned();
+        let mqtt_tls = ca.server_config(&options.hub_name, options.listen)?;
+        let mut https_tls = mqtt_tls.clone();
         https_tls.alpn_protocols = vec![b"http/1.1".to_vec()];
 
         let mqtt = bind(options.listen, options.mqtt_port, "MQTT", "--mqtt-port").await?;
@@ -89,6 +92,7 @@ impl Emulator {
             options.token_grace,
             wire,
             policies,
+            device_cas,
             records,
             store,
         );
@@ -99,6 +103,8 @@ impl Emulator {
                     source,
                 })?;
         }
+        let certificates =
+            hub.ensure_x509_devices(&options.x509_devices, &directory.join("certificates"))?;
         let service_host = match https_port {
             443 => options.hub_name.clone(),
             port => format!("{}:{port}", options.hub_name),
@@ -109,10 +115,12 @@ impl Emulator {
             https_port,
             page_url: None,
             ca_file: ca.file,
+            device_ca_file,
             service_connection_string: format!(
                 "HostName={service_host};SharedAccessKeyName={OWNER};SharedAccessKey={owner_key}"
             ),
             devices: connection_strings(&hub),
+            certificates,
             dps: None,
         });
 

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::hub::Hub;
+use crate::connect::Proof;
+use crate::hub::{Hub, Link};
 
 /// The faults in force.
 #[derive(Default)]
@@ -141,7 +142,8 @@ impl Hub {
         let seen = std::mem::take(&mut state.tokens.seen);
         state.tokens.expired.extend(seen);
         for device in state.devices.values_mut() {
-            if device.link.as_ref().is_some_and(|link| link.uses_token) {
+            let uses_token = |link: &Link| matches!(link.proof, Proof::Token(_));
+            if device.link.as_ref().is_some_and(uses_token) {
                 device.close("the token was expired on request");
             }
         }

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock;
+use crate::connect::Proof;
+use crate::device_ca::DeviceCas;
 use crate::faults::Faults;
 use crate::hub_error::{HubError, Kind};
 use crate::policies::Policies;
@@ -38,6 +40,7 @@ pub(crate) struct Hub {
 pub(crate) struct State {
     pub(crate) policies: Policies,
     pub(crate) devices: BTreeMap<String, Device>,
+    pub(crate) device_cas: DeviceCas,
     pub(crate) faults: Faults,
     pub(crate) tokens: Tokens,
     pub(crate) last_link: u64,
@@ -82,7 +85,8 @@ pub(crate) struct Link {
     pub(crate) keeps_session: bool,
     /// The user name had an api-version, without which twins are refused.
     pub(crate) has_api_version: bool,
-    pub(crate) uses_token: bool,
+    /// What it connected with.
+    pub(crate) proof: Proof,
     pub(crate) model_id: Option<String>,
     pub(crate) will: Option<(String, Vec<u8>)>,
     pub(crate) methods: HashMap<String, oneshot::Sender<(i32, Vec<u8>)>>,
@@ -228,6 +232,7 @@ impl Hub {
         token_grace: Duration,
         wire: WireLog,
         policies: Policies,
+        device_cas: DeviceCas,
         records: Vec<Record>,
         store: Option<Store>,
     ) -> Arc<Self> {
@@ -242,6 +247,7 @@ impl Hub {
             state: Mutex::new(State {
                 policies,
                 devices,
+                device_cas,
                 faults: Faults::default(),
                 tokens: Tokens::default(),
                 last_link: 0,
@@ -307,7 +313,8 @@ impl Hub {
                 let old = &device.record.identity;
                 condition.check(&old.etag, "the device's etag")?;
                 let identity = Identity::from_body(id, body, Some(old))?;
-                let rekeyed = identity.credentials != old.credentials;
+                let fits = |link: &Link| link.proof.fits(&identity.credentials);
+                let rekeyed = !device.link.as_ref().is_none_or(fits);
                 device.record.identity = identity;
                 if !device.record.identity.enabled {
                     device.close("the device was disabled");

@@ -1,7 +1,7 @@
 //! A local Azure IoT Hub, for demos, tests and development.
 //!
 //! It serves the device side (MQTT 3.1.1 over TLS and over WebSocket, shared access signatures and
-//! self-signed certificates, kept sessions, twins, direct methods) and the service side (REST: registry,
+//! certificates, kept sessions, twins, direct methods) and the service side (REST: registry,
 //! twins, methods, queries) well enough that the official SDKs run against it unmodified, and it makes
 //! things go wrong on request. It shares no protocol code with the daemon but the MQTT packet codec of a
 //! library, so that a misread specification cannot cancel out.
@@ -20,14 +20,17 @@
 //! ```
 
 mod ca;
+mod certificates;
 mod clock;
 mod connect;
 mod control;
+mod device_ca;
 mod device_side;
 mod emulator;
 mod faults;
 mod hub;
 mod hub_error;
+mod identities;
 mod listen;
 mod methods;
 mod mqtt;
@@ -49,9 +52,10 @@ mod user_name;
 mod websocket;
 mod wire_log;
 
+pub use certificates::DeviceCertificate;
 pub use emulator::Emulator;
 pub use hub_error::{HubError, Kind};
 pub use methods::MethodAnswer;
-pub use options::{DeviceSpec, Dps, Options, Ready};
+pub use options::{CertificateFiles, DeviceSpec, Dps, Options, Ready};
 pub use sas::sign;
 pub use start_error::StartError;

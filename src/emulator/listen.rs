@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use crate::device_ca::Chain;
 use crate::hub::Hub;
 use crate::mqtt;
 
@@ -47,13 +48,8 @@ pub(crate) async fn mqtt(
             let Some(stream) = handshake(&tls, socket).await else {
                 return;
             };
-            let certificate = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .and_then(|chain| chain.first())
-                .map(|certificate| certificate.to_vec());
-            mqtt::serve(hub, stream, certificate, stop).await;
+            let chain = Chain::of(stream.get_ref().1);
+            mqtt::serve(hub, stream, chain, stop).await;
         }
     })
     .await;
@@ -74,9 +70,11 @@ pub(crate) async fn https(
             let Some(stream) = handshake(&tls, socket).await else {
                 return;
             };
+            let chain = Chain::of(stream.get_ref().1);
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
                 let (hub, router) = (hub.clone(), router.clone());
                 request.extensions_mut().insert(Peer(peer));
+                request.extensions_mut().insert(chain.clone());
                 async move { answer(&hub, router, request.map(Body::new)).await }
             });
             let connection = hyper::server::conn::http1::Builder::new()

@@ -27,6 +27,11 @@ A first session:
        curl --cacert CA_FILE https://localhost:8443/emulator/devices/pi-01/twin
        curl --cacert CA_FILE -X POST 'https://localhost:8443/emulator/outage?seconds=10'
 
+     A device that shows a certificate instead of a key: --x509-device pi-02; the line says where
+     certificate and key are. For any other name:
+
+       curl --cacert CA_FILE -X POST https://localhost:8443/emulator/certificates/pi-03
+
   4. Use service tools and SDKs with the service connection string. They must trust the CA file
      too (Python: REQUESTS_CA_BUNDLE, Node: NODE_EXTRA_CA_CERTS).
 
@@ -55,6 +60,13 @@ struct Arguments {
     /// Register a device, with this primary key (base64) or a new one; may be repeated
     #[arg(long = "device", value_name = "ID[=KEY]")]
     devices: Vec<DeviceSpec>,
+    /// Register a device that shows a certificate, and make certificate and key for it; the ready line says
+    /// where they are; may be repeated
+    #[arg(long = "x509-device", value_name = "ID")]
+    x509_devices: Vec<String>,
+    /// Let devices show certificates that lead to the CAs in this file (PEM); may be repeated
+    #[arg(long = "device-ca", value_name = "FILE")]
+    device_cas: Vec<PathBuf>,
     /// Append one line for each MQTT packet and each HTTP request, without secrets
     #[arg(long, value_name = "FILE")]
     wire_log: Option<PathBuf>,
@@ -99,6 +111,8 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         https_port: arguments.https_port,
         state: arguments.state,
         devices: arguments.devices,
+        x509_devices: arguments.x509_devices,
+        device_cas: arguments.device_cas,
         wire_log: arguments.wire_log,
         ready_file: arguments.ready_file,
         ..Options::default()

@@ -15,6 +15,7 @@ use tracing::{debug, info};
 
 use crate::clock;
 use crate::connect::Accepted;
+use crate::device_ca::Chain;
 use crate::hub::{Hub, Outgoing};
 
 /// Largest packet a device may send.
@@ -28,13 +29,9 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(1767);
 /// Timers are cut to this, so that a token that never expires is no overflow.
 const FAR_FUTURE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Serves one client until either side ends it. `certificate` is the client's, in DER, if it gave one.
-pub(crate) async fn serve<S>(
-    hub: Arc<Hub>,
-    stream: S,
-    certificate: Option<Vec<u8>>,
-    stop: CancellationToken,
-) where
+/// Serves one client until either side ends it. `chain` is what it showed in the handshake.
+pub(crate) async fn serve<S>(hub: Arc<Hub>, stream: S, chain: Chain, stop: CancellationToken)
+where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let codec = Codec {
@@ -48,7 +45,7 @@ pub(crate) async fn serve<S>(
     };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = connection.run(certificate) => {}
+        () = connection.run(chain) => {}
     }
 }
 
@@ -68,7 +65,7 @@ enum End {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    async fn run(&mut self, certificate: Option<Vec<u8>>) {
+    async fn run(&mut self, chain: Chain) {
         let Some(connect) = self.first_packet().await else {
             return;
         };
@@ -76,7 +73,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let received = Packet::Connect(connect.clone());
         self.hub.wire.received(&self.name, &received);
         let accepted = match connect.protocol {
-            Protocol::V4 => self.hub.connect(&connect, certificate.as_deref()),
+            Protocol::V4 => self.hub.connect(&connect, &chain),
             Protocol::V5 => return self.refuse(ConnectReturnCode::RefusedProtocolVersion).await,
         };
         let accepted = match accepted {

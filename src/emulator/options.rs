@@ -22,6 +22,11 @@ pub struct Options {
     pub state: Option<PathBuf>,
     /// Devices to register at the start, unless the state has them already.
     pub devices: Vec<DeviceSpec>,
+    /// Devices to register at the start with a certificate of the emulator's own CA for devices, unless the
+    /// state has them already; [`Ready::certificates`] says where certificate and key are.
+    pub x509_devices: Vec<String>,
+    /// Files with CAs, in PEM, whose certificates devices may show.
+    pub device_cas: Vec<PathBuf>,
     /// Where to append one line for each packet.
     pub wire_log: Option<PathBuf>,
     /// Where to write [`Ready`] as one line of JSON once the emulator serves.
@@ -73,6 +78,8 @@ impl Default for Options {
             https_port: 0,
             state: None,
             devices: Vec::new(),
+            x509_devices: Vec::new(),
+            device_cas: Vec::new(),
             wire_log: None,
             ready_file: None,
             token_grace: Self::TOKEN_GRACE,
@@ -93,6 +100,13 @@ impl Options {
         });
         self
     }
+
+    /// Adds a device with a certificate of the emulator's making.
+    #[must_use]
+    pub fn x509_device(mut self, id: &str) -> Self {
+        self.x509_devices.push(id.to_owned());
+        self
+    }
 }
 
 /// What clients need to know: printed, written to the ready file, and returned by
@@ -110,10 +124,14 @@ pub struct Ready {
     pub page_url: Option<String>,
     /// The certificate to trust.
     pub ca_file: PathBuf,
+    /// The emulator's own CA for devices, which signs their certificates on request.
+    pub device_ca_file: PathBuf,
     /// For service tools; it has every right.
     pub service_connection_string: String,
     /// Device id to connection string.
     pub devices: BTreeMap<String, String>,
+    /// Certificate and key of each of [`Options::x509_devices`], by device id.
+    pub certificates: BTreeMap<String, CertificateFiles>,
     /// How to provision devices; null, as this is not served yet.
     pub dps: Option<Dps>,
 }
@@ -129,6 +147,16 @@ impl std::fmt::Debug for Ready {
             .field("devices", &self.devices.keys())
             .finish_non_exhaustive()
     }
+}
+
+/// Where a device's certificate and key are, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateFiles {
+    /// The certificate.
+    pub certificate_file: PathBuf,
+    /// Its private key, readable by its owner only.
+    pub private_key_file: PathBuf,
 }
 
 /// What a device needs to provision itself.

@@ -17,6 +17,8 @@ pub(crate) enum Credentials {
         primary: Option<String>,
         secondary: Option<String>,
     },
+    /// A certificate of a registered CA, with the device's id as common name.
+    CertificateAuthority,
 }
 
 /// A device's identity, all but what depends on its connection.
@@ -138,24 +140,25 @@ impl Identity {
     pub(crate) fn primary_key(&self) -> Option<&str> {
         match &self.credentials {
             Credentials::Sas { primary, .. } => Some(primary),
-            Credentials::SelfSigned { .. } => None,
+            Credentials::SelfSigned { .. } | Credentials::CertificateAuthority => None,
         }
     }
 }
 
 impl Credentials {
-    /// `sas` or `selfSigned`.
+    /// `sas`, `selfSigned` or `certificateAuthority`.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Sas { .. } => "sas",
             Self::SelfSigned { .. } => "selfSigned",
+            Self::CertificateAuthority => "certificateAuthority",
         }
     }
 
     /// `{"primaryThumbprint":…,"secondaryThumbprint":…}`.
     pub(crate) fn thumbprints(&self) -> Value {
         let (primary, secondary) = match self {
-            Self::Sas { .. } => (&None, &None),
+            Self::Sas { .. } | Self::CertificateAuthority => (&None, &None),
             Self::SelfSigned { primary, secondary } => (primary, secondary),
         };
         json!({ "primaryThumbprint": primary, "secondaryThumbprint": secondary })
@@ -166,7 +169,9 @@ impl Credentials {
             Self::Sas { primary, secondary } => {
                 json!({ "primaryKey": primary, "secondaryKey": secondary })
             }
-            Self::SelfSigned { .. } => json!({ "primaryKey": null, "secondaryKey": null }),
+            Self::SelfSigned { .. } | Self::CertificateAuthority => {
+                json!({ "primaryKey": null, "secondaryKey": null })
+            }
         };
         json!({ "symmetricKey": keys, "x509Thumbprint": self.thumbprints(), "type": self.kind() })
     }
@@ -214,8 +219,10 @@ impl Credentials {
                     secondary: thumbprint("secondaryThumbprint")?,
                 })
             }
+            "certificateAuthority" => Ok(Self::CertificateAuthority),
             other => Err(HubError::argument(format!(
-                "'authentication.type' is '{other}'; this emulator knows 'sas' and 'selfSigned'."
+                "'authentication.type' is '{other}'; this emulator knows 'sas', 'selfSigned' and \
+                 'certificateAuthority'."
             ))),
         }
     }
@@ -281,6 +288,19 @@ mod tests {
         assert_eq!(new.generation, old.generation);
         assert_ne!(new.etag, old.etag);
         assert_ne!(new.status_updated, old.status_updated);
+    }
+
+    #[test]
+    fn a_ca_signed_device_has_neither_keys_nor_thumbprints() {
+        let body = json!({ "authentication": { "type": "certificateAuthority" } });
+        let document = Identity::from_body("pi", &body, None).unwrap().document();
+        let authentication = &document["authentication"];
+        assert_eq!(authentication["type"], "certificateAuthority");
+        assert_eq!(authentication["symmetricKey"]["primaryKey"], Value::Null);
+        assert_eq!(
+            authentication["x509Thumbprint"]["primaryThumbprint"],
+            Value::Null
+        );
     }
 
     #[test]

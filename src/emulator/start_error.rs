@@ -42,13 +42,22 @@ pub enum StartError {
         source: serde_json::Error,
     },
     /// The saved CA cannot be used.
-    #[error("cannot use the CA of the state directory, {}; remove it and its ca.pem to make a new CA", .path.display())]
+    #[error("cannot use the CA of the state directory, {}; remove it and the .pem file of its name to make a new CA", .path.display())]
     BadCa {
         /// The key file.
         path: PathBuf,
         /// Why.
         #[source]
         source: rcgen::Error,
+    },
+    /// A CA file of the options holds no usable certificate.
+    #[error("cannot take {} (--device-ca) as a CA of devices; it must hold certificates in PEM", .path.display())]
+    DeviceCa {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// No certificate could be made for the hub's name.
     #[error("cannot make a certificate for the hub name '{name}'; use a DNS name or an IP address")]
@@ -95,6 +104,7 @@ impl StartError {
             Self::State { .. } => "emulator-state",
             Self::BadState { .. } => "emulator-bad-state",
             Self::BadCa { .. } => "emulator-bad-ca",
+            Self::DeviceCa { .. } => "emulator-device-ca",
             Self::Certificate { .. } => "emulator-certificate",
             Self::Tls(_) => "emulator-tls",
             Self::Device { .. } => "emulator-device",

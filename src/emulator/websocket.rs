@@ -4,6 +4,7 @@
 
 use std::io;
 
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -17,6 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::debug;
 
+use crate::device_ca::Chain;
 use crate::mqtt;
 use crate::rest::App;
 
@@ -24,7 +26,11 @@ use crate::rest::App;
 const BUFFER: usize = 64 * 1024;
 
 /// Upgrades the connection and serves MQTT on it.
-pub(crate) async fn upgrade(State(app): State<App>, mut request: Request) -> Response {
+pub(crate) async fn upgrade(
+    State(app): State<App>,
+    Extension(chain): Extension<Chain>,
+    mut request: Request,
+) -> Response {
     let headers = request.headers();
     let is_upgrade = has_token(headers, header::CONNECTION, "upgrade")
         && has_token(headers, header::UPGRADE, "websocket");
@@ -44,7 +50,7 @@ pub(crate) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
                 let io = TokioIo::new(upgraded);
                 let socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
                 let (near, far) = tokio::io::duplex(BUFFER);
-                tokio::join!(mqtt::serve(hub, near, None, stop), carry(socket, far));
+                tokio::join!(mqtt::serve(hub, near, chain, stop), carry(socket, far));
             }
             Err(error) => debug!("a WebSocket upgrade failed: {error}"),
         }

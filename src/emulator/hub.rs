@@ -13,8 +13,6 @@ use crate::clock;
 use crate::faults::Faults;
 use crate::hub_error::{HubError, Kind};
 use crate::policies::Policies;
-use crate::query_parse;
-use crate::query_run;
 use crate::registry::Identity;
 use crate::store::Store;
 use crate::topics::{self, Filter};
@@ -166,7 +164,7 @@ impl Device {
         document
     }
 
-    fn twin_document(&self) -> Value {
+    pub(crate) fn twin_document(&self) -> Value {
         let (identity, twin) = (&self.record.identity, &self.record.twin);
         let model = self.link.as_ref().and_then(|link| link.model_id.as_deref());
         let mut document = json!({
@@ -399,16 +397,6 @@ impl Hub {
         }
         self.save(&device.record);
         Ok(device.twin_document())
-    }
-
-    /// The rows of a query, and whether they are whole twins.
-    pub(crate) fn query(&self, text: &str) -> Result<(Vec<Value>, bool), HubError> {
-        let query =
-            query_parse::parse(text).map_err(|error| HubError::argument(error.to_string()))?;
-        let state = self.lock();
-        let twins = state.devices.values().map(Device::twin_document);
-        let whole = query.select == query_parse::Select::Twins;
-        Ok((query_run::run(&query, twins), whole))
     }
 }
 

@@ -1,0 +1,6 @@
+//! The emulator's service side over real HTTPS, with devices over real MQTT.
+
+#[path = "emulator_service/query.rs"]
+mod query;
+#[path = "emulator_service/rig.rs"]
+mod rig;

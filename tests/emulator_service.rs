@@ -1,5 +1,7 @@
 //! The emulator's service side over real HTTPS, with devices over real MQTT.
 
+#[path = "emulator_service/jobs.rs"]
+mod jobs;
 #[path = "emulator_service/query.rs"]
 mod query;
 #[path = "emulator_service/rig.rs"]

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ca::Ca;
 use crate::hub::{Hub, IfMatch};
 use crate::hub_error::HubError;
+use crate::jobs::{self, JobBoard, Journal};
 use crate::listen;
 use crate::methods::{Call, MethodAnswer};
 use crate::options::{Options, Ready};
@@ -74,6 +75,10 @@ impl Emulator {
             }
             None => (None, Policies::generate(), Vec::new()),
         };
+        let kept_jobs = match &options.state {
+            Some(directory) => Some(Journal::open(directory)?),
+            None => None,
+        };
         let owner_key = policies.owner_key().to_owned();
         let ca = Ca::open(&directory)?;
         let mqtt_tls = ca.server_config(&options.hub_name, options.listen, true)?;
@@ -91,6 +96,7 @@ impl Emulator {
             policies,
             records,
             store,
+            JobBoard::new(options.max_active_jobs, kept_jobs),
         );
         for spec in &options.devices {
             hub.ensure_device(&spec.id, spec.key.clone())
@@ -136,6 +142,7 @@ impl Emulator {
             router,
             stop.clone(),
         ));
+        tasks.spawn(jobs::engine::run(hub.clone(), stop.clone()));
         let emulator = Self {
             hub,
             ready,

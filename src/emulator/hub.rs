@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock;
 use crate::faults::Faults;
 use crate::hub_error::{HubError, Kind};
+use crate::jobs::JobBoard;
 use crate::policies::Policies;
 use crate::registry::Identity;
 use crate::store::Store;
@@ -27,6 +28,7 @@ pub(crate) struct Hub {
     pub(crate) name: String,
     pub(crate) token_grace: Duration,
     pub(crate) wire: WireLog,
+    pub(crate) jobs: JobBoard,
     state: Mutex<State>,
     store: Option<Store>,
     changes: watch::Sender<u64>,
@@ -228,6 +230,7 @@ impl Hub {
         policies: Policies,
         records: Vec<Record>,
         store: Option<Store>,
+        jobs: JobBoard,
     ) -> Arc<Self> {
         let devices = records
             .into_iter()
@@ -237,6 +240,7 @@ impl Hub {
             name,
             token_grace,
             wire,
+            jobs,
             state: Mutex::new(State {
                 policies,
                 devices,
@@ -348,6 +352,10 @@ impl Hub {
         }
         self.changed();
         Ok(())
+    }
+
+    pub(crate) fn device_ids(&self) -> Vec<String> {
+        self.lock().devices.keys().cloned().collect()
     }
 
     pub(crate) fn statistics(&self) -> Value {

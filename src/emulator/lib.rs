@@ -28,6 +28,7 @@ mod emulator;
 mod faults;
 mod hub;
 mod hub_error;
+mod jobs;
 mod listen;
 mod methods;
 mod mqtt;

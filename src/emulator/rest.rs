@@ -18,6 +18,7 @@ use crate::clock;
 use crate::control;
 use crate::hub::{Hub, IfMatch};
 use crate::hub_error::{HubError, Kind};
+use crate::jobs;
 use crate::methods::Call;
 use crate::options::Ready;
 use crate::policies::Right;
@@ -55,6 +56,7 @@ pub(crate) fn router(app: App) -> Router {
             get(get_twin).patch(patch_twin).put(replace_twin),
         )
         .route("/twins/{id}/methods", post(invoke))
+        .merge(jobs::routes::router())
         .nest("/emulator", control::router(app.clone()))
         .fallback(any(unknown))
         .method_not_allowed_fallback(wrong_method)

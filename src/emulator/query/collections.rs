@@ -25,7 +25,7 @@ impl Hub {
         match query.from {
             Collection::Devices => rows(query, page, self.twins_after(after)),
             Collection::Modules => rows(query, page, std::iter::empty()),
-            Collection::Jobs => rows(query, page, std::iter::empty()),
+            Collection::Jobs => rows(query, page, self.device_jobs_after(after)),
         }
     }
 

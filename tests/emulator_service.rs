@@ -1,5 +1,7 @@
 //! The emulator's service side over real HTTPS, with devices over real MQTT.
 
+#[path = "emulator_service/configurations.rs"]
+mod configurations;
 #[path = "emulator_service/jobs.rs"]
 mod jobs;
 #[path = "emulator_service/query.rs"]

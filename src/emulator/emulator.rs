@@ -14,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
+use crate::configurations::{self, ConfigurationBoard};
 use crate::hub::{Hub, IfMatch};
 use crate::hub_error::HubError;
 use crate::jobs::{self, JobBoard, Journal};
@@ -79,6 +80,8 @@ impl Emulator {
             Some(directory) => Some(Journal::open(directory)?),
             None => None,
         };
+        let configurations =
+            ConfigurationBoard::open(options.state.as_deref(), options.configuration_interval)?;
         let owner_key = policies.owner_key().to_owned();
         let ca = Ca::open(&directory)?;
         let mqtt_tls = ca.server_config(&options.hub_name, options.listen, true)?;
@@ -97,6 +100,7 @@ impl Emulator {
             records,
             store,
             JobBoard::new(options.max_active_jobs, kept_jobs),
+            configurations,
         );
         for spec in &options.devices {
             hub.ensure_device(&spec.id, spec.key.clone())
@@ -142,6 +146,7 @@ impl Emulator {
             router,
             stop.clone(),
         ));
+        tasks.spawn(configurations::board::run(hub.clone(), stop.clone()));
         tasks.spawn(jobs::engine::run(hub.clone(), stop.clone()));
         let emulator = Self {
             hub,
@@ -225,6 +230,13 @@ impl Emulator {
     /// be another text than the expired ones.
     pub async fn expire_tokens(&self) {
         self.hub.expire_tokens().await;
+    }
+
+    /// Applies the configurations to every device now, instead of within a moment or at the next interval.
+    pub async fn apply_configurations(&self) {
+        let hub = self.hub.clone();
+        // It fails only when the runtime is shutting down.
+        let _ = tokio::task::spawn_blocking(move || hub.apply_configurations(true)).await;
     }
 
     // Observers.

@@ -21,6 +21,7 @@
 
 mod ca;
 mod clock;
+mod configurations;
 mod connect;
 mod control;
 mod device_side;

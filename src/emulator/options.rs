@@ -30,6 +30,8 @@ pub struct Options {
     pub token_grace: Duration,
     /// How many jobs may be active: waiting for their time, or running.
     pub max_active_jobs: usize,
+    /// How often every device is compared with the configurations, besides those that have changed.
+    pub configuration_interval: Duration,
 }
 
 /// A device to register at the start.
@@ -79,6 +81,7 @@ impl Default for Options {
             ready_file: None,
             token_grace: Self::TOKEN_GRACE,
             max_active_jobs: Self::MAX_ACTIVE_JOBS,
+            configuration_interval: Self::CONFIGURATION_INTERVAL,
         }
     }
 }
@@ -89,6 +92,9 @@ impl Options {
 
     /// The default of [`Options::max_active_jobs`]: more than a real hub of any size takes.
     pub const MAX_ACTIVE_JOBS: usize = 100;
+
+    /// The default of [`Options::configuration_interval`]; on the real hub it is about five minutes.
+    pub const CONFIGURATION_INTERVAL: Duration = Duration::from_secs(60);
 
     /// Adds a device with keys of the emulator's making.
     #[must_use]

@@ -14,4 +14,4 @@ pub(crate) use collections::in_pieces;
 pub(crate) use page::Page;
 pub(crate) use parse::{condition, parse};
 pub(crate) use run::{holds, rows};
-pub(crate) use tree::Expr;
+pub(crate) use tree::{Expr, Query};

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::configurations;
 use crate::control;
 use crate::hub::{Hub, IfMatch};
 use crate::hub_error::{HubError, Kind};
@@ -57,6 +58,7 @@ pub(crate) fn router(app: App) -> Router {
         )
         .route("/twins/{id}/methods", post(invoke))
         .merge(jobs::routes::router())
+        .merge(configurations::routes::router())
         .nest("/emulator", control::router(app.clone()))
         .fallback(any(unknown))
         .method_not_allowed_fallback(wrong_method)
@@ -200,23 +202,37 @@ pub(crate) fn resource(document: &Value) -> Response {
     response
 }
 
+/// How many of something are wanted.
 #[derive(Deserialize)]
-struct Top {
+pub(crate) struct Top {
     top: Option<String>,
+}
+
+impl Top {
+    pub(crate) fn count(&self) -> Result<usize, HubError> {
+        match self.top.as_deref().map(str::parse) {
+            None => Ok(1000),
+            Some(Ok(top @ 1..=1000)) => Ok(top),
+            Some(_) => Err(HubError::argument("'top' must be 1 to 1000.")),
+        }
+    }
+}
+
+/// Runs what takes a while on a thread that serves nobody else.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, HubError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| HubError::new(Kind::ServerError, format!("It failed: {error}.")))
 }
 
 async fn list_devices(
     caller: Caller,
     State(app): State<App>,
-    Query(Top { top }): Query<Top>,
+    Query(top): Query<Top>,
 ) -> Result<Response, HubError> {
     caller.may(Right::RegistryRead)?;
-    let top = match top.as_deref().map(str::parse) {
-        None => 1000,
-        Some(Ok(top @ 1..=1000)) => top,
-        Some(_) => return Err(HubError::argument("'top' must be 1 to 1000.")),
-    };
-    let devices = app.hub.list_devices(top);
+    let devices = app.hub.list_devices(top.count()?);
     Ok(json_response(StatusCode::OK, &devices.into()))
 }
 
@@ -338,10 +354,7 @@ async fn query(
     let page = page_of(&headers, text)?;
     let item_type = parsed.item_type();
     let hub = app.hub.clone();
-    // Thousands of twins take a while: not on a thread that serves others.
-    let (rows, more) = tokio::task::spawn_blocking(move || hub.query(&parsed, &page))
-        .await
-        .map_err(|error| HubError::new(Kind::ServerError, format!("The query failed: {error}.")))?;
+    let (rows, more) = blocking(move || hub.query(&parsed, &page)).await?;
     Ok(paged(rows, more, item_type))
 }
 

@@ -300,6 +300,18 @@ impl Device {
         self.pushes()
     }
 
+    /// Reports a patch, and waits for the hub's answer: its topic and body.
+    pub(crate) async fn report(&self, patch: Value) -> (String, Value) {
+        let before = self.seen.lock().unwrap().answers.len();
+        let topic = format!("$iothub/twin/PATCH/properties/reported/?$rid=r{before}");
+        self.client
+            .publish(topic, QoS::AtMostOnce, false, patch.to_string())
+            .await
+            .unwrap();
+        self.until(|seen| seen.answers.len() > before).await;
+        self.seen.lock().unwrap().answers[before].clone()
+    }
+
     /// Waits for so many method calls.
     pub(crate) async fn called(&self, count: usize) -> Vec<(String, Value)> {
         self.until(|seen| seen.methods.len() >= count).await;

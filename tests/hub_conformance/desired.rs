@@ -89,9 +89,7 @@ pub(crate) async fn the_newest_of_several_desired_versions_wins_and_a_bad_one_is
     desire(&scene, "8.0.0", "/absent-8.img").await;
     desire(&scene, "9.0.0", "/absent-9.img").await;
     scene.server.throttle(None);
-    let end = scene.until_end(&id).await;
-    // What was desired meanwhile may have been tried, and have failed, before the next look.
-    assert_ne!(end["status"], "applyFailed", "{end:#}");
+    // The first update's end stands only until the next one begins: a slow poll may miss it.
     let bad = |twin: &Value| {
         let firmware = &reported(twin)["firmware"];
         (section(twin)["updateId"] != id.as_str() && firmware["fwUpdateStatus"] == "error")

@@ -76,7 +76,7 @@ impl Suite {
     /// Deletes what is left at the hub, whatever came in between, and says what was seen there.
     fn finish(&self) {
         if let Some(hub) = self.hub.get() {
-            self.runtime.block_on(hub.delete_all());
+            self.runtime.block_on(hub.leave_no_trace());
             hub.print_notes();
         }
     }
@@ -141,7 +141,7 @@ fn main() -> ExitCode {
         async move {
             if tokio::signal::ctrl_c().await.is_ok() {
                 if let Some(hub) = suite.hub.get() {
-                    hub.delete_all().await;
+                    hub.leave_no_trace().await;
                 }
                 std::process::exit(130);
             }

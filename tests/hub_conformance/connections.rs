@@ -20,15 +20,20 @@ pub(crate) async fn another_client_with_the_same_identity_is_named_and_survived(
     };
     let mut scene = Scene::connected(&hub, setup).await;
     let (id, key) = (scene.id.clone(), scene.keys.primary.clone());
+    // It takes the kept session away as well: the daemon is heard again only if it subscribes again.
+    let other = Login {
+        clean_session: true,
+        ..Login::new(&id, &key)
+    };
     let mark = scene.mark();
     let mut turns = 0;
     while !scene.device.log()[mark..].contains("hub-identity-conflict") {
         turns += 1;
         assert!(turns < 20, "two clients, and nobody says so");
-        let mut other = Client::up(&hub, &Login::new(&id, &key)).await;
+        let mut client = Client::up(&hub, &other).await;
         // The daemon comes back, and so ends this one.
         assert!(
-            other.ends_within(KICKED).await,
+            client.ends_within(KICKED).await,
             "the older of two connections stays"
         );
     }

@@ -170,7 +170,8 @@ impl Hub {
         made.insert(path.to_owned());
     }
 
-    /// Deletes it now, from any thread, whatever the test's state; a failure is left to [`Hub::delete_all`].
+    /// Deletes it now, from any thread, whatever the test's state; a failure is left to
+    /// [`Hub::leave_no_trace`].
     pub(crate) fn delete_now(self: &std::sync::Arc<Self>, path: &str) {
         let (hub, path) = (std::sync::Arc::clone(self), path.to_owned());
         let (done, wait) = std::sync::mpsc::channel();
@@ -184,8 +185,10 @@ impl Hub {
         let _ = wait.recv_timeout(Duration::from_secs(30));
     }
 
-    /// Deletes what is left.
-    pub(crate) async fn delete_all(&self) {
+    /// Deletes what is left of this run, at the hub and on this machine.
+    pub(crate) async fn leave_no_trace(&self) {
+        // The value may outlive its last use: what is still spawned holds it.
+        let _ = std::fs::remove_dir_all(self.dir.path());
         let made = self
             .made
             .lock()

@@ -38,7 +38,7 @@ pub(crate) const IMAGE: &str = "/rootfs-1.1.0.img.zst";
 pub(crate) struct Setup<'a> {
     /// More lines for `[hub]`.
     pub(crate) hub: &'a str,
-    /// More tables.
+    /// More tables; `{dir}` stands for the device's folder.
     pub(crate) settings: &'a str,
 }
 
@@ -59,6 +59,7 @@ pub(crate) struct Scene {
     pub(crate) device: Device,
     pub(crate) server: ImageServer,
     site: Site,
+    settings: String,
     /// The highest `$version` that the reported section had.
     version: u64,
 }
@@ -78,7 +79,8 @@ impl Scene {
             key: hub.key.clone(),
         };
         let dir = hub.dir().join(&id);
-        let device = Device::install(&site, &dir, 2 << 20, "1.0.0", setup.settings);
+        let settings = setup.settings.replace("{dir}", &dir.display().to_string());
+        let device = Device::install(&site, &dir, 2 << 20, "1.0.0", &settings);
         Self {
             hub: Arc::clone(hub),
             id,
@@ -86,6 +88,7 @@ impl Scene {
             device,
             server,
             site,
+            settings,
             version: 0,
         }
     }
@@ -112,10 +115,9 @@ impl Scene {
         let target = (hub.service.host(), hub.mqtt_port).to_socket_addrs();
         let target = target.expect("a local hub").find(|target| target.is_ipv4());
         let relay = Relay::start(target.expect("a local hub has an IPv4 address")).await;
-        let settings = setup.settings;
         let mut scene = Self::prepare(hub, setup).await;
         scene.site.mqtt_port = relay.port;
-        scene.device.write_config(&scene.site, settings);
+        scene.device.write_config(&scene.site, &scene.settings);
         scene.device.boot();
         scene.until_reported().await;
         Ok((scene, relay))

@@ -147,7 +147,12 @@ pub(crate) async fn a_download_that_fails_says_why_and_the_next_update_takes_the
 }
 
 pub(crate) async fn an_update_can_be_cancelled_until_its_slot_is_armed(hub: Arc<Hub>) {
-    let mut scene = Scene::connected(&hub, Setup::default()).await;
+    // A trial that lasts until the hub's answers have come and gone.
+    let setup = Setup {
+        settings: "[health]\nhook_dir = \"{dir}/health.d\"\ndeadline = \"3m\"\ninterval = \"500ms\"\n",
+        ..Setup::default()
+    };
+    let mut scene = Scene::connected(&hub, setup).await;
     scene.server.throttle(Some(16 << 10));
     let id = scene.start(&scene.url(IMAGE)).await;
     scene.until_word(&id, "downloading").await;

@@ -14,6 +14,9 @@ use super::{hub::Hub, service::sign};
 /// For any packet that must come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// For the answer to a twin request.
+const ANSWER: Duration = Duration::from_secs(20);
+
 /// Between two attempts to connect.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -189,7 +192,7 @@ impl Client {
     /// Asks for something of the twin and returns topic and body of the answer.
     pub(crate) async fn ask_twin(&mut self, topic: &str, body: &str) -> Option<(String, String)> {
         self.send(topic, body);
-        let answer = self.message("$iothub/twin/res/", PATIENCE).await?;
+        let answer = self.message("$iothub/twin/res/", ANSWER).await?;
         let body = String::from_utf8_lossy(&answer.payload).into_owned();
         Some((self::topic(&answer).to_owned(), body))
     }

@@ -14,24 +14,10 @@ use super::{
 /// A configuration is looked at every five minutes or so.
 const CONFIGURATION: Duration = Duration::from_secs(20 * 60);
 
-/// Waits until the hub's index knows the device: jobs and configurations find devices by it.
-async fn until_indexed(scene: &Scene, condition: &str) {
-    let began = Instant::now();
-    let query = format!("SELECT deviceId FROM devices WHERE {condition}");
-    loop {
-        let rows = scene.hub.service.query(&query).await.expect("a query");
-        if rows == json!([{"deviceId": scene.id}]) {
-            return;
-        }
-        assert!(began.elapsed() < scene.hub.pace.patience, "{rows:#}");
-        sleep(scene.hub.pace.ask).await;
-    }
-}
-
 pub(crate) async fn a_job_drives_an_update(hub: Arc<Hub>) -> Option<String> {
     let mut scene = Scene::connected(&hub, Setup::default()).await;
     let condition = format!("deviceId IN ['{}']", scene.id);
-    until_indexed(&scene, &condition).await;
+    hub.until_indexed(&scene.id, &condition).await;
     let name = hub.new_name();
     let job = json!({
         "jobId": name, "type": "scheduleDeviceMethod", "queryCondition": condition,
@@ -88,7 +74,7 @@ pub(crate) async fn a_configuration_drives_an_update(hub: Arc<Hub>) -> Option<St
     let tags = json!({"tags": {"conformance": name}});
     hub.service.patch_twin(&scene.id, &tags).await;
     let condition = format!("tags.conformance='{name}'");
-    until_indexed(&scene, &condition).await;
+    hub.until_indexed(&scene.id, &condition).await;
     let firmware = json!({"fwVersion": "1.1.0", "fwPackageURI": scene.url(IMAGE)});
     let configuration = json!({
         "id": name, "schemaVersion": "1.0", "labels": {}, "targetCondition": condition, "priority": 20,

@@ -13,7 +13,9 @@ use std::{
 
 use fwupdated::platform::tls;
 use iothub_emulator::{Emulator, Options};
+use serde_json::json;
 use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
 
 use super::{
     notes::Notes,
@@ -162,6 +164,21 @@ impl Hub {
     pub(crate) fn connection_string(&self, id: &str, key: &str) -> String {
         let host = self.service.host();
         format!("HostName={host};DeviceId={id};SharedAccessKey={key}")
+    }
+
+    /// Waits until the index knows that a device is the only one that meets a condition: queries, jobs and
+    /// configurations find devices by it, and it lags.
+    pub(crate) async fn until_indexed(&self, id: &str, condition: &str) {
+        let began = Instant::now();
+        let query = format!("SELECT deviceId FROM devices WHERE {condition}");
+        loop {
+            let rows = self.service.query(&query).await.expect("a query");
+            if rows == json!([{"deviceId": id}]) {
+                return;
+            }
+            assert!(began.elapsed() < self.pace.patience, "{rows:#}");
+            sleep(self.pace.ask).await;
+        }
     }
 
     /// Notes that this must be deleted.

@@ -76,6 +76,7 @@ pub(crate) async fn what_a_hub_answers_to_unusual_calls_of_a_service(hub: Arc<Hu
 }
 
 async fn queries(hub: &Hub, id: &str) {
+    hub.until_indexed(id, &format!("deviceId = '{id}'")).await;
     for (what, select, condition) in [
         (
             "STARTSWITH",

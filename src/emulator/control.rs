@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::hub_error::HubError;
 use crate::listen::Peer;
-use crate::rest::App;
+use crate::rest::{App, blocking};
 
 /// What `GET /emulator` says.
 const HELP: &str = "\
@@ -32,6 +32,7 @@ POST /emulator/refuse-connects?count=3[&code=3]    refuse the next CONNECTs with
 POST /emulator/delay-twin-answers?milliseconds=500 0 ends it
 POST /emulator/swallow-twin-answers?count=1        carry out the request, lose the answer
 POST /emulator/fail-twin-patches?count=1&status=429
+POST /emulator/apply-configurations                compare every device with the configurations now
 POST /emulator/expire-tokens                       every token used so far is expired, at once
 ";
 
@@ -53,6 +54,7 @@ pub(crate) fn router(app: App) -> Router<App> {
         .route("/delay-twin-answers", post(delay_twin_answers))
         .route("/swallow-twin-answers", post(swallow_twin_answers))
         .route("/fail-twin-patches", post(fail_twin_patches))
+        .route("/apply-configurations", post(apply_configurations))
         .route("/expire-tokens", post(expire_tokens))
         .layer(middleware::from_fn(local_only))
         .with_state(app)
@@ -203,6 +205,12 @@ async fn fail_twin_patches(
         return Err(HubError::argument("'status' must be 400 to 599."));
     }
     app.hub.fail_twin_patches(count, status);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn apply_configurations(State(app): State<App>) -> Result<StatusCode, HubError> {
+    let hub = app.hub.clone();
+    blocking(move || hub.apply_configurations(true)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -14,8 +14,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
+use crate::configurations::{self, ConfigurationBoard};
 use crate::hub::{Hub, IfMatch};
 use crate::hub_error::HubError;
+use crate::jobs::{self, JobBoard, Journal};
 use crate::listen;
 use crate::methods::{Call, MethodAnswer};
 use crate::options::{Options, Ready};
@@ -74,6 +76,12 @@ impl Emulator {
             }
             None => (None, Policies::generate(), Vec::new()),
         };
+        let kept_jobs = match &options.state {
+            Some(directory) => Some(Journal::open(directory)?),
+            None => None,
+        };
+        let configurations =
+            ConfigurationBoard::open(options.state.as_deref(), options.configuration_interval)?;
         let owner_key = policies.owner_key().to_owned();
         let ca = Ca::open(&directory)?;
         let mqtt_tls = ca.server_config(&options.hub_name, options.listen, true)?;
@@ -91,6 +99,8 @@ impl Emulator {
             policies,
             records,
             store,
+            JobBoard::new(options.max_active_jobs, kept_jobs),
+            configurations,
         );
         for spec in &options.devices {
             hub.ensure_device(&spec.id, spec.key.clone())
@@ -136,6 +146,8 @@ impl Emulator {
             router,
             stop.clone(),
         ));
+        tasks.spawn(configurations::board::run(hub.clone(), stop.clone()));
+        tasks.spawn(jobs::engine::run(hub.clone(), stop.clone()));
         let emulator = Self {
             hub,
             ready,
@@ -218,6 +230,13 @@ impl Emulator {
     /// be another text than the expired ones.
     pub async fn expire_tokens(&self) {
         self.hub.expire_tokens().await;
+    }
+
+    /// Applies the configurations to every device now, instead of within a moment or at the next interval.
+    pub async fn apply_configurations(&self) {
+        let hub = self.hub.clone();
+        // It fails only when the runtime is shutting down.
+        let _ = tokio::task::spawn_blocking(move || hub.apply_configurations(true)).await;
     }
 
     // Observers.

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock;
+use crate::configurations::{Applied, ConfigurationBoard};
 use crate::faults::Faults;
 use crate::hub_error::{HubError, Kind};
+use crate::jobs::JobBoard;
 use crate::policies::Policies;
-use crate::query_parse;
-use crate::query_run;
 use crate::registry::Identity;
 use crate::store::Store;
 use crate::topics::{self, Filter};
@@ -29,6 +29,8 @@ pub(crate) struct Hub {
     pub(crate) name: String,
     pub(crate) token_grace: Duration,
     pub(crate) wire: WireLog,
+    pub(crate) jobs: JobBoard,
+    pub(crate) configurations: ConfigurationBoard,
     state: Mutex<State>,
     store: Option<Store>,
     changes: watch::Sender<u64>,
@@ -71,6 +73,9 @@ pub(crate) struct Record {
     /// The kept session: what the device subscribed to, with the granted QoS.
     pub(crate) subscriptions: BTreeMap<Filter, u8>,
     pub(crate) last_activity: String,
+    /// What configurations have done to it.
+    #[serde(default)]
+    pub(crate) configurations: Applied,
 }
 
 /// A live connection.
@@ -138,6 +143,20 @@ impl Device {
         self.telemetry.push_back(message);
     }
 
+    /// Tells the device of a change of its desired properties, if it listens for them.
+    pub(crate) fn push_desired(&self, push: Option<Value>) {
+        if let (Some(push), Some(link)) = (push, &self.link)
+            && link.subscriptions.contains_key(&Filter::DesiredChanges)
+        {
+            let version = push["$version"].as_u64().unwrap_or_default();
+            // A send fails only when the connection is ending; a push is lost then, as on the real hub.
+            let _ = link.outbox.send(Outgoing::Publish {
+                topic: topics::desired_change(version),
+                payload: push.to_string().into_bytes(),
+            });
+        }
+    }
+
     /// Tells a live connection to close; whether there was one.
     pub(crate) fn close(&mut self, reason: &str) -> bool {
         match self.link.take() {
@@ -166,7 +185,7 @@ impl Device {
         document
     }
 
-    fn twin_document(&self) -> Value {
+    pub(crate) fn twin_document(&self) -> Value {
         let (identity, twin) = (&self.record.identity, &self.record.twin);
         let model = self.link.as_ref().and_then(|link| link.model_id.as_deref());
         let mut document = json!({
@@ -189,6 +208,9 @@ impl Device {
         if !twin.tags.is_empty() {
             document["tags"] = twin.tags.clone().into();
         }
+        if let Some(configurations) = self.record.configurations.document() {
+            document["configurations"] = configurations;
+        }
         document
     }
 }
@@ -200,6 +222,7 @@ impl Record {
             twin: Twin::new(&clock::stamp()),
             subscriptions: BTreeMap::new(),
             last_activity: clock::NO_DATE.to_owned(),
+            configurations: Applied::default(),
         }
     }
 }
@@ -214,7 +237,7 @@ impl IfMatch {
         }
     }
 
-    fn check(&self, current: &str, what: &str) -> Result<(), HubError> {
+    pub(crate) fn check(&self, current: &str, what: &str) -> Result<(), HubError> {
         match self {
             Self::Etag(etag) if etag != current => Err(HubError::stale(what)),
             Self::Absent | Self::Any | Self::Etag(_) => Ok(()),
@@ -230,6 +253,8 @@ impl Hub {
         policies: Policies,
         records: Vec<Record>,
         store: Option<Store>,
+        jobs: JobBoard,
+        configurations: ConfigurationBoard,
     ) -> Arc<Self> {
         let devices = records
             .into_iter()
@@ -239,6 +264,8 @@ impl Hub {
             name,
             token_grace,
             wire,
+            jobs,
+            configurations,
             state: Mutex::new(State {
                 policies,
                 devices,
@@ -265,8 +292,15 @@ impl Hub {
         self.changes.subscribe()
     }
 
-    /// Makes a device's record durable (with `--state`) and wakes who waits.
+    /// Makes a device's record durable (with `--state`), wakes who waits, and lets the configurations
+    /// have another look at it.
     pub(crate) fn save(&self, record: &Record) {
+        self.save_quietly(record);
+        self.configurations.touch(&record.identity.id);
+    }
+
+    /// Saves what the configurations themselves have changed.
+    pub(crate) fn save_quietly(&self, record: &Record) {
         if let Some(store) = &self.store {
             store.save_device(record);
         }
@@ -352,6 +386,10 @@ impl Hub {
         Ok(())
     }
 
+    pub(crate) fn device_ids(&self) -> Vec<String> {
+        self.lock().devices.keys().cloned().collect()
+    }
+
     pub(crate) fn statistics(&self) -> Value {
         let state = self.lock();
         let enabled = |device: &&Device| device.record.identity.enabled;
@@ -387,28 +425,9 @@ impl Hub {
         let device = state.device_mut(id)?;
         condition.check(&device.record.twin.etag(), "the twin's etag")?;
         let push = device.record.twin.write(&write, mode, &clock::stamp())?;
-        if let (Some(push), Some(link)) = (push, &device.link)
-            && link.subscriptions.contains_key(&Filter::DesiredChanges)
-        {
-            let version = push["$version"].as_u64().unwrap_or_default();
-            // A send fails only when the connection is ending; a push is lost then, as on the real hub.
-            let _ = link.outbox.send(Outgoing::Publish {
-                topic: topics::desired_change(version),
-                payload: push.to_string().into_bytes(),
-            });
-        }
+        device.push_desired(push);
         self.save(&device.record);
         Ok(device.twin_document())
-    }
-
-    /// The rows of a query, and whether they are whole twins.
-    pub(crate) fn query(&self, text: &str) -> Result<(Vec<Value>, bool), HubError> {
-        let query =
-            query_parse::parse(text).map_err(|error| HubError::argument(error.to_string()))?;
-        let state = self.lock();
-        let twins = state.devices.values().map(Device::twin_document);
-        let whole = query.select == query_parse::Select::Twins;
-        Ok((query_run::run(&query, twins), whole))
     }
 }
 

@@ -22,16 +22,29 @@ pub struct HubError {
 #[allow(missing_docs, reason = "the names are IoT Hub's own")]
 pub enum Kind {
     InvalidProtocolVersion,
+    InvalidOperation,
     ArgumentInvalid,
+    DeviceDefinedMultipleTimes,
+    BulkRegistryOperationFailure,
+    RequestTimedOut,
     IotHubUnauthorizedAccess,
     DeviceModelMaxPropertiesExceeded,
+    DeviceMaximumInflightMethodExceeded,
     NotFound,
     DeviceNotFound,
+    JobNotFound,
+    ModuleNotFound,
     DeviceNotOnline,
     MethodNotAllowed,
+    Conflict,
     DeviceAlreadyExists,
+    JobAlreadyExists,
     PreconditionFailed,
     MessageTooLarge,
+    TooManyDevices,
+    UnsupportedMediaType,
+    ThrottlingMaxActiveJobCountExceeded,
+    ServerError,
     BadDeviceAnswer,
     GatewayTimeout,
     /// A status asked for by the fault `fail_twin_patches`.
@@ -42,17 +55,9 @@ impl Kind {
     /// The HTTP status, also that of a twin answer.
     pub fn status(self) -> u16 {
         match self {
-            Self::InvalidProtocolVersion | Self::ArgumentInvalid => 400,
-            Self::IotHubUnauthorizedAccess => 401,
-            Self::DeviceModelMaxPropertiesExceeded => 403,
-            Self::NotFound | Self::DeviceNotFound | Self::DeviceNotOnline => 404,
-            Self::MethodNotAllowed => 405,
-            Self::DeviceAlreadyExists => 409,
-            Self::PreconditionFailed => 412,
-            Self::MessageTooLarge => 413,
-            Self::BadDeviceAnswer => 502,
-            Self::GatewayTimeout => 504,
             Self::Injected(status) => status,
+            // The number begins with it.
+            named => u16::try_from(named.number() / 1000).unwrap_or(500),
         }
     }
 
@@ -72,6 +77,19 @@ impl Kind {
             Self::MessageTooLarge => 413_001,
             Self::BadDeviceAnswer => 502_000,
             Self::GatewayTimeout => 504_101,
+            Self::InvalidOperation => 400_003,
+            Self::DeviceDefinedMultipleTimes => 400_011,
+            Self::BulkRegistryOperationFailure => 400_013,
+            Self::RequestTimedOut => 400_024,
+            Self::DeviceMaximumInflightMethodExceeded => 403_800,
+            Self::JobNotFound => 404_002,
+            Self::ModuleNotFound => 404_010,
+            Self::Conflict => 409_000,
+            Self::JobAlreadyExists => 409_104,
+            Self::TooManyDevices => 413_002,
+            Self::UnsupportedMediaType => 415_000,
+            Self::ThrottlingMaxActiveJobCountExceeded => 429_004,
+            Self::ServerError => 500_001,
             Self::Injected(429) => 429_001,
             Self::Injected(status) => u32::from(status) * 1000,
         }
@@ -93,6 +111,19 @@ impl Kind {
             Self::MessageTooLarge => "MessageTooLarge",
             Self::BadDeviceAnswer => "GenericBadGateway",
             Self::GatewayTimeout => "GatewayTimeout",
+            Self::InvalidOperation => "InvalidOperation",
+            Self::DeviceDefinedMultipleTimes => "DeviceDefinedMultipleTimes",
+            Self::BulkRegistryOperationFailure => "BulkRegistryOperationFailure",
+            Self::RequestTimedOut => "RequestTimedOut",
+            Self::DeviceMaximumInflightMethodExceeded => "DeviceMaximumInflightMethodExceeded",
+            Self::JobNotFound => "JobNotFound",
+            Self::ModuleNotFound => "ModuleNotFound",
+            Self::Conflict => "GenericConflict",
+            Self::JobAlreadyExists => "JobAlreadyExists",
+            Self::TooManyDevices => "TooManyDevices",
+            Self::UnsupportedMediaType => "GenericUnsupportedMediaType",
+            Self::ThrottlingMaxActiveJobCountExceeded => "ThrottlingMaxActiveJobCountExceeded",
+            Self::ServerError => "ServerError",
             Self::Injected(429) => "ThrottlingException",
             Self::Injected(_) => "InjectedFault",
         }
@@ -159,7 +190,9 @@ impl HubError {
     /// that still use it.
     pub(crate) fn rest_body(&self) -> Value {
         match self.kind {
-            Kind::IotHubUnauthorizedAccess | Kind::InvalidProtocolVersion => json!({
+            Kind::IotHubUnauthorizedAccess
+            | Kind::InvalidProtocolVersion
+            | Kind::ThrottlingMaxActiveJobCountExceeded => json!({
                 "Message": format!("ErrorCode:{};{}", self.kind.name(), self.message),
                 "ExceptionMessage": format!("Tracking ID:{}", tracking_id()),
             }),

@@ -21,6 +21,7 @@
 
 mod ca;
 mod clock;
+mod configurations;
 mod connect;
 mod control;
 mod device_side;
@@ -28,15 +29,14 @@ mod emulator;
 mod faults;
 mod hub;
 mod hub_error;
+mod jobs;
 mod listen;
 mod methods;
 mod mqtt;
 mod options;
-mod paging;
 mod percent;
 mod policies;
-mod query_parse;
-mod query_run;
+mod query;
 mod registry;
 mod rest;
 mod sas;

@@ -15,6 +15,9 @@ const NAME_CHARACTERS: usize = 100;
 /// Largest request or answer in bytes.
 const PAYLOAD_BYTES: usize = 128 * 1024;
 
+/// Calls that one device may have unanswered.
+const IN_FLIGHT: usize = 50;
+
 /// A method call, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Call {
@@ -136,6 +139,14 @@ impl Hub {
         };
         if !link.subscriptions.contains_key(&Filter::Methods) {
             return Ok(None);
+        }
+        // Whoever waited for these has given up: an answer would be late and ignored.
+        link.methods.retain(|_, waiting| !waiting.is_closed());
+        if link.methods.len() >= IN_FLIGHT {
+            return Err(HubError::new(
+                Kind::DeviceMaximumInflightMethodExceeded,
+                format!("'{id}' has {IN_FLIGHT} method calls that it has not answered yet."),
+            ));
         }
         link.last_rid += 1;
         let rid = format!("{:x}", link.last_rid);

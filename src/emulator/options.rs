@@ -28,6 +28,10 @@ pub struct Options {
     pub ready_file: Option<PathBuf>,
     /// How long a connection outlives its token.
     pub token_grace: Duration,
+    /// How many jobs may be active: waiting for their time, or running.
+    pub max_active_jobs: usize,
+    /// How often every device is compared with the configurations, besides those that have changed.
+    pub configuration_interval: Duration,
 }
 
 /// A device to register at the start.
@@ -76,6 +80,8 @@ impl Default for Options {
             wire_log: None,
             ready_file: None,
             token_grace: Self::TOKEN_GRACE,
+            max_active_jobs: Self::MAX_ACTIVE_JOBS,
+            configuration_interval: Self::CONFIGURATION_INTERVAL,
         }
     }
 }
@@ -83,6 +89,12 @@ impl Default for Options {
 impl Options {
     /// The default of [`Options::token_grace`]: the shortest published for the real hub.
     pub const TOKEN_GRACE: Duration = Duration::from_secs(5 * 60);
+
+    /// The default of [`Options::max_active_jobs`]: more than a real hub of any size takes.
+    pub const MAX_ACTIVE_JOBS: usize = 100;
+
+    /// The default of [`Options::configuration_interval`]; on the real hub it is about five minutes.
+    pub const CONFIGURATION_INTERVAL: Duration = Duration::from_secs(60);
 
     /// Adds a device with keys of the emulator's making.
     #[must_use]

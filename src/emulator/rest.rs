@@ -1,13 +1,11 @@
 //! The service side: registry, twins, methods and queries over REST, as the service SDKs call them.
-//!
-//! Not served yet, and so answered 404 in the hub's own shape like every unknown path: modules, bulk
-//! registry operations, jobs (`/jobs/v2`), configurations and provisioning. Their routes belong here.
+//! Jobs and configurations have routes of their own beside what they do.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -17,13 +15,15 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::configurations;
 use crate::control;
 use crate::hub::{Hub, IfMatch};
 use crate::hub_error::{HubError, Kind};
+use crate::jobs;
 use crate::methods::Call;
 use crate::options::Ready;
-use crate::paging;
 use crate::policies::Right;
+use crate::query::{self, Page};
 use crate::sas::Token;
 use crate::twin::Mode;
 use crate::websocket;
@@ -57,6 +57,8 @@ pub(crate) fn router(app: App) -> Router {
             get(get_twin).patch(patch_twin).put(replace_twin),
         )
         .route("/twins/{id}/methods", post(invoke))
+        .merge(jobs::routes::router())
+        .merge(configurations::routes::router())
         .nest("/emulator", control::router(app.clone()))
         .fallback(any(unknown))
         .method_not_allowed_fallback(wrong_method)
@@ -85,7 +87,7 @@ impl IntoResponse for HubError {
 pub(crate) struct Caller(Vec<Right>);
 
 impl Caller {
-    fn may(&self, right: Right) -> Result<(), HubError> {
+    pub(crate) fn may(&self, right: Right) -> Result<(), HubError> {
         if self.0.contains(&right) {
             return Ok(());
         }
@@ -151,24 +153,47 @@ fn unauthorised(reason: &str) -> HubError {
     )
 }
 
-fn json_response(status: StatusCode, body: &Value) -> Response {
+/// A response with a JSON body.
+pub(crate) fn json_response(status: StatusCode, body: &Value) -> Response {
     let content_type = "application/json; charset=utf-8";
     let headers = [(header::CONTENT_TYPE, content_type)];
     (status, headers, body.to_string()).into_response()
 }
 
-fn parse_body(body: &[u8]) -> Result<Value, HubError> {
-    serde_json::from_slice(body)
-        .map_err(|error| HubError::argument(format!("The body is not JSON: {error}")))
+/// The body of a request.
+pub(crate) struct Body(Bytes);
+
+impl FromRequest<App> for Body {
+    type Rejection = HubError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, HubError> {
+        match Bytes::from_request(request, app).await {
+            Ok(body) => Ok(Self(body)),
+            Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Err(HubError::new(
+                    Kind::MessageTooLarge,
+                    format!("The body of a request may have at most {BODY_BYTES} bytes."),
+                ))
+            }
+            Err(_) => Err(HubError::argument("The body could not be read.")),
+        }
+    }
 }
 
-fn if_match(headers: &HeaderMap) -> IfMatch {
+impl Body {
+    pub(crate) fn json(&self) -> Result<Value, HubError> {
+        serde_json::from_slice(&self.0)
+            .map_err(|error| HubError::argument(format!("The body is not JSON: {error}")))
+    }
+}
+
+pub(crate) fn if_match(headers: &HeaderMap) -> IfMatch {
     let header = headers.get(header::IF_MATCH);
     IfMatch::parse(header.and_then(|value| value.to_str().ok()))
 }
 
 /// 200 with a document and, in the header, its `etag`.
-fn resource(document: &Value) -> Response {
+pub(crate) fn resource(document: &Value) -> Response {
     let mut response = json_response(StatusCode::OK, document);
     let etag = document["etag"].as_str().unwrap_or_default();
     if let Ok(etag) = HeaderValue::from_str(&format!("\"{etag}\"")) {
@@ -177,23 +202,37 @@ fn resource(document: &Value) -> Response {
     response
 }
 
+/// How many of something are wanted.
 #[derive(Deserialize)]
-struct Top {
+pub(crate) struct Top {
     top: Option<String>,
+}
+
+impl Top {
+    pub(crate) fn count(&self) -> Result<usize, HubError> {
+        match self.top.as_deref().map(str::parse) {
+            None => Ok(1000),
+            Some(Ok(top @ 1..=1000)) => Ok(top),
+            Some(_) => Err(HubError::argument("'top' must be 1 to 1000.")),
+        }
+    }
+}
+
+/// Runs what takes a while on a thread that serves nobody else.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, HubError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| HubError::new(Kind::ServerError, format!("It failed: {error}.")))
 }
 
 async fn list_devices(
     caller: Caller,
     State(app): State<App>,
-    Query(Top { top }): Query<Top>,
+    Query(top): Query<Top>,
 ) -> Result<Response, HubError> {
     caller.may(Right::RegistryRead)?;
-    let top = match top.as_deref().map(str::parse) {
-        None => 1000,
-        Some(Ok(top @ 1..=1000)) => top,
-        Some(_) => return Err(HubError::argument("'top' must be 1 to 1000.")),
-    };
-    let devices = app.hub.list_devices(top);
+    let devices = app.hub.list_devices(top.count()?);
     Ok(json_response(StatusCode::OK, &devices.into()))
 }
 
@@ -211,10 +250,10 @@ async fn put_device(
     State(app): State<App>,
     Path(id): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, HubError> {
     caller.may(Right::RegistryWrite)?;
-    let body = parse_body(&body)?;
+    let body = body.json()?;
     Ok(resource(&app.hub.put_device(
         &id,
         &body,
@@ -258,7 +297,7 @@ async fn patch_twin(
     State(app): State<App>,
     Path(id): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, HubError> {
     write_twin(&caller, &app, &id, &headers, &body, Mode::Merge)
 }
@@ -268,7 +307,7 @@ async fn replace_twin(
     State(app): State<App>,
     Path(id): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, HubError> {
     write_twin(&caller, &app, &id, &headers, &body, Mode::Replace)
 }
@@ -278,11 +317,11 @@ fn write_twin(
     app: &App,
     id: &str,
     headers: &HeaderMap,
-    body: &[u8],
+    body: &Body,
     mode: Mode,
 ) -> Result<Response, HubError> {
     caller.may(Right::ServiceConnect)?;
-    let body = parse_body(body)?;
+    let body = body.json()?;
     let twin = app.hub.write_twin(id, &body, mode, &if_match(headers))?;
     Ok(resource(&twin))
 }
@@ -291,10 +330,10 @@ async fn invoke(
     caller: Caller,
     State(app): State<App>,
     Path(id): Path<String>,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, HubError> {
     caller.may(Right::ServiceConnect)?;
-    let call = Call::parse(&parse_body(&body)?)?;
+    let call = Call::parse(&body.json()?)?;
     let answer = app.hub.invoke(&id, &call).await?;
     let answer = json!({ "status": answer.status, "payload": answer.payload });
     Ok(json_response(StatusCode::OK, &answer))
@@ -304,28 +343,40 @@ async fn query(
     caller: Caller,
     State(app): State<App>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, HubError> {
     caller.may(Right::ServiceConnect)?;
-    let body = parse_body(&body)?;
+    let body = body.json()?;
     let text = body["query"]
         .as_str()
         .ok_or_else(|| HubError::argument("The body must be {\"query\":\"SELECT ...\"}."))?;
+    let parsed = query::parse(text).map_err(|error| HubError::argument(error.to_string()))?;
+    let page = page_of(&headers, text)?;
+    let item_type = parsed.item_type();
+    let hub = app.hub.clone();
+    let (rows, more) = blocking(move || hub.query(&parsed, &page)).await?;
+    Ok(paged(rows, more, item_type))
+}
+
+/// Which page of the results of `query` the headers ask for.
+pub(crate) fn page_of(headers: &HeaderMap, query: &str) -> Result<Page, HubError> {
     let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-    let page = paging::Page::parse(
+    Page::parse(
         header("x-ms-max-item-count"),
         header("x-ms-continuation"),
-        text,
-    )?;
-    let (rows, whole) = app.hub.query(text)?;
-    let (rows, more) = page.cut(rows);
+        query,
+    )
+}
+
+/// A page of results, with the token of the next page if there is one.
+pub(crate) fn paged(rows: Vec<Value>, more: Option<String>, item_type: &'static str) -> Response {
     let mut response = json_response(StatusCode::OK, &rows.into());
-    let item_type = HeaderValue::from_static(if whole { "Twin" } else { "Raw" });
-    response.headers_mut().insert("x-ms-item-type", item_type);
+    let headers = response.headers_mut();
+    headers.insert("x-ms-item-type", HeaderValue::from_static(item_type));
     if let Some(more) = more.and_then(|token| HeaderValue::from_str(&token).ok()) {
-        response.headers_mut().insert("x-ms-continuation", more);
+        headers.insert("x-ms-continuation", more);
     }
-    Ok(response)
+    response
 }
 
 async fn unknown(parts: Parts) -> HubError {

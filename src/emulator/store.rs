@@ -84,7 +84,8 @@ impl Store {
     }
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StartError> {
+/// The document in a file; `None` when there is no file.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StartError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -98,7 +99,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StartError> {
         })
 }
 
-fn write_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> {
+/// Replaces a file by one with this document.
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> io::Result<()> {
     write_atomically(path, &serde_json::to_vec_pretty(value)?, 0o600)
 }
 

@@ -179,6 +179,10 @@ impl Section {
         }
     }
 
+    pub(crate) fn values(&self) -> &Object {
+        &self.values
+    }
+
     fn view(&self, with_metadata: bool) -> Value {
         let mut view = self.values.clone();
         if with_metadata {

@@ -1,0 +1,10 @@
+//! The emulator's service side over real HTTPS, with devices over real MQTT.
+
+#[path = "emulator_service/configurations.rs"]
+mod configurations;
+#[path = "emulator_service/jobs.rs"]
+mod jobs;
+#[path = "emulator_service/query.rs"]
+mod query;
+#[path = "emulator_service/rig.rs"]
+mod rig;

@@ -367,6 +367,86 @@ async fn a_throttled_call_is_made_again() {
 }
 
 #[tokio::test]
+async fn a_pause_that_someone_would_notice_is_told() {
+    let hub = Hub::start().await;
+    let mut throttled = refusal(429, 429_001, "slow down");
+    throttled.1.push(("retry-after", "2".to_owned()));
+    hub.stub.answers([throttled, accepted("x")]);
+    let told = hub.run(&INVOKE).await;
+    assert_eq!(told.code, 0);
+    assert_eq!(
+        told.err,
+        "fwupdatectl: the hub answers 429; trying again in 2 s\n"
+    );
+}
+
+#[tokio::test]
+async fn a_hub_that_throttles_for_good_is_told_after_the_last_attempt() {
+    let hub = Hub::start().await;
+    let mut throttled = refusal(429, 429_001, "slow down");
+    throttled.1.push(("retry-after", "0".to_owned()));
+    hub.stub.answers([throttled]);
+    let told = hub.run(&INVOKE).await;
+    assert_eq!(told.code, 3, "{}", told.err);
+    assert!(
+        told.err.contains("slow down (429001)") && told.err.contains("[hub-throttled]"),
+        "{}",
+        told.err
+    );
+    assert_eq!(hub.stub.seen().len(), 5);
+}
+
+#[tokio::test]
+async fn a_status_that_no_http_has_is_a_refusal_and_is_shown() {
+    let hub = Hub::start().await;
+    let odd = json!({"status": -1, "payload": "no"});
+    hub.stub.answers([Reply(200, Vec::new(), odd)]);
+    let told = hub.run(&INVOKE).await;
+    assert_eq!(told.code, 4, "{}", told.err);
+    assert_eq!(told.out, "pi-01 answered -1: \"no\"\n");
+    assert!(
+        told.err.contains("did not take the update: no"),
+        "{}",
+        told.err
+    );
+}
+
+#[tokio::test]
+async fn a_device_that_reports_nothing_after_its_answer_is_told_of_once() {
+    let hub = Hub::start().await;
+    hub.stub
+        .answers([answered(200, json!("Firmware update started."))]);
+    // What an older update left there, as a device of the samples leaves it.
+    hub.stub.twins([twin(json!({"status": "applyComplete"}))]);
+    let told = hub.run(&invoke(&["--watch", "--timeout", "14s"])).await;
+    assert_eq!(told.code, 5, "{}", told.err);
+    let note = "its twin shows nothing of it yet; still watching";
+    assert_eq!(told.err.matches(note).count(), 1, "{}", told.err);
+    assert_eq!(
+        told.untimed()[1..],
+        ["pi-01: stopped waiting; the update may go on"]
+    );
+}
+
+#[tokio::test]
+async fn a_mistake_in_a_condition_is_shown_in_the_query_that_the_hub_saw() {
+    let hub = Hub::start().await;
+    hub.stub
+        .answers([refusal(400, 400_004, "syntax error at character 300")]);
+    for more in [&[][..], &["--json"]] {
+        let told = hub
+            .run(&[&["list", "--where", "tags.site ="], more].concat())
+            .await;
+        assert_eq!(told.code, 2, "{}", told.err);
+        assert!(
+            told.err.contains("character 300") && told.err.contains("WHERE tags.site = ["),
+            "{}",
+            told.err
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_hub_that_is_not_there_or_not_trusted_is_told() {
     let hub = Hub::start().await;
     let other = Hub::start().await;
@@ -374,7 +454,9 @@ async fn a_hub_that_is_not_there_or_not_trusted_is_told() {
     let told = hub.run(&["list"]).await;
     assert_eq!(told.code, 3);
     assert!(
-        told.err.contains("cannot reach the hub localhost:") && told.err.contains("ertificate"),
+        told.err.contains("the certificate of the hub localhost:")
+            && told.err.contains("--ca-file")
+            && told.err.contains("[hub-untrusted]"),
         "{}",
         told.err
     );
@@ -391,10 +473,14 @@ async fn a_hub_that_is_not_there_or_not_trusted_is_told() {
     .unwrap();
     let told = other.run(&["list"]).await;
     assert_eq!(told.code, 3);
-    assert!(
-        told.err.contains("refused") && told.err.contains("[hub-unreachable]"),
-        "{}",
-        told.err
+    let port = other.stub.address.port();
+    assert_eq!(
+        told.err,
+        format!(
+            "fwupdatectl: cannot reach the hub localhost:{port}; check the name and the network: \
+             Connection refused (os error 111) [hub-unreachable]\n"
+        ),
+        "the libraries' layers are not shown"
     );
     std::fs::write(&hub.stub.ca_file, "no certificate").unwrap();
     let told = hub.run(&["list"]).await;
@@ -423,6 +509,12 @@ async fn the_connection_string_comes_from_flag_file_or_variable() {
     let file = hub.dir.path().join("service");
     std::fs::write(&file, format!("{}\n", hub.stub.connection_string())).unwrap();
     let file = file.to_str().unwrap();
+    let told = hub.run_with(" ", &["list"]).await;
+    assert!(
+        told.code == 2 && told.err.contains("[hub-no-connection-string]"),
+        "{}",
+        told.err
+    );
     let nonsense = "HostName=unused.invalid;SharedAccessKeyName=x;SharedAccessKey=AAAA";
     for arguments in [
         &["twin", "pi-01", "--connection-string-file", file][..],
@@ -579,6 +671,10 @@ async fn on_a_terminal_a_bar_shows_the_progress_and_lines_the_stages() {
     assert_eq!(output.status.code(), Some(0), "{shown}");
     assert!(
         shown.contains("] ") && shown.contains("55 %") && shown.contains("90.0 MB of 100.0 MB"),
+        "{shown:?}"
+    );
+    assert!(
+        shown.contains("Ctrl-C ends the watching, not the update"),
         "{shown:?}"
     );
     assert_eq!(shown.matches("Z  downloading ").count(), 1, "{shown:?}");

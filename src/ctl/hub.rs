@@ -84,8 +84,8 @@ async fn try_run(arguments: HubArgs) -> Result<u8, HubError> {
         (Some(Secret(text)), _) => text.parse()?,
         (None, Some(file)) => ConnectionString::from_file(&file)?,
         (None, None) => match std::env::var(CONNECTION_STRING_VARIABLE) {
-            Ok(text) => text.parse()?,
-            Err(_) => return Err(HubError::NoConnectionString),
+            Ok(text) if !text.trim().is_empty() => text.parse()?,
+            _ => return Err(HubError::NoConnectionString),
         },
     };
     let client = HubClient::new(connection, ca_file.as_deref())?;

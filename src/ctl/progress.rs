@@ -69,6 +69,11 @@ impl Display {
         Self { bar, last: None }
     }
 
+    /// Whether someone sits before it.
+    pub(super) fn is_interactive(&self) -> bool {
+        !self.bar.is_hidden()
+    }
+
     /// Shows `view` unless it is the last one. Returns the change, if it was one.
     pub(super) fn show(&mut self, view: View) -> Option<&View> {
         if self.last.as_ref() == Some(&view) {

@@ -25,7 +25,7 @@ use crate::update::failure::{Class, Coded};
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The CA file cannot be read.
-    #[error("cannot read the CA file {}; check ca_file in the configuration", .file.display())]
+    #[error("cannot read the CA file {}; check its path and who may read it", .file.display())]
     Unreadable {
         /// The file.
         file: PathBuf,
@@ -165,6 +165,25 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
         return Err(TlsError::NoRoots(reasons));
     }
     Ok(roots)
+}
+
+/// The TLS error inside `error`. `io::Error` hides the error it wraps from `source()`, so it is asked.
+#[must_use]
+pub fn error_in<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(tls) = error.downcast_ref() {
+            return Some(tls);
+        }
+        next = match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ use super::image_server::ImageServer;
 pub(crate) const DEVICE: &str = "pi-01";
 /// What the images are made for.
 pub(crate) const COMPATIBLE: &str = "demo-board";
+/// Names a real hub for `tests/hub_conformance.rs`; a secret that no program under test needs.
+pub(crate) const HUB_VARIABLE: &str = "FWUPDATED_CONFORMANCE_HUB";
 /// Long enough for anything on a busy machine; a test that waits this long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -72,8 +74,18 @@ pub(crate) fn fwupdatectl() -> Command {
     let mut command = Command::new(program("fwupdatectl"));
     command
         .env_remove("FWUPDATED_HUB_CONNECTION_STRING")
+        .env_remove(HUB_VARIABLE)
         .stdin(Stdio::null());
     command
+}
+
+/// Makes a signing key in `dir`; the public one lies beside it.
+pub(crate) fn make_key(dir: &Path) -> PathBuf {
+    let key = dir.join("signing.key");
+    run(fwupdatectl()
+        .args(["image", "keygen", "--no-password", "--output"])
+        .arg(&key));
+    key
 }
 
 /// `size` bytes that no compressor shrinks much and that differ between seeds, with a hole in the middle.
@@ -103,6 +115,61 @@ pub(crate) struct Image {
     pub(crate) raw: Vec<u8>,
 }
 
+/// What a device is installed with: who it is, and whom it trusts.
+pub(crate) struct Site {
+    /// The device's own connection string.
+    pub(crate) connection_string: String,
+    /// Whom to trust for the hub instead of the system's CAs.
+    pub(crate) hub_ca: Option<PathBuf>,
+    /// Where the hub takes MQTT over TLS.
+    pub(crate) mqtt_port: u16,
+    /// More lines for the table `[hub]`.
+    pub(crate) hub: String,
+    /// Whom to trust for downloads.
+    pub(crate) image_ca: PathBuf,
+    /// The secret signing key; its public half is trusted.
+    pub(crate) key: PathBuf,
+}
+
+/// Builds an image of `raw` in `dir` and signs it with `key`, unless `more` names another one.
+pub(crate) fn build_image(
+    dir: &Path,
+    key: &Path,
+    version: &str,
+    raw: Vec<u8>,
+    more: &[&str],
+) -> Image {
+    let rootfs = dir.join(format!("rootfs-{version}.img"));
+    fs::write(&rootfs, &raw).unwrap();
+    let file = dir.join(format!("rootfs-{version}.img.zst"));
+    let mut command = fwupdatectl();
+    command.args([
+        "image",
+        "build",
+        "--version",
+        version,
+        "--compatible",
+        COMPATIBLE,
+        "--level",
+        "1",
+    ]);
+    command
+        .arg("--rootfs")
+        .arg(&rootfs)
+        .arg("--output")
+        .arg(&file)
+        .args(more);
+    if !more.contains(&"--key") {
+        command.arg("--key").arg(key);
+    }
+    run(&mut command);
+    Image {
+        file,
+        version: version.to_owned(),
+        raw,
+    }
+}
+
 impl Rig {
     /// Starts hub and image server in `dir` and makes a signing key.
     pub(crate) async fn start(dir: &Path) -> Self {
@@ -115,10 +182,7 @@ impl Rig {
         };
         let emulator = Emulator::start(options).await.expect("the emulator starts");
         let server = ImageServer::start();
-        let key = dir.join("signing.key");
-        run(fwupdatectl()
-            .args(["image", "keygen", "--no-password", "--output"])
-            .arg(&key));
+        let key = make_key(dir);
         let service = dir.join("service-connection-string");
         fs::write(&service, &emulator.ready().service_connection_string).unwrap();
         Self {
@@ -132,34 +196,19 @@ impl Rig {
 
     /// Builds and signs an image of `raw`.
     pub(crate) fn build(&self, version: &str, raw: Vec<u8>, more: &[&str]) -> Image {
-        let rootfs = self.dir.join(format!("rootfs-{version}.img"));
-        fs::write(&rootfs, &raw).unwrap();
-        let file = self.dir.join(format!("rootfs-{version}.img.zst"));
-        let mut command = fwupdatectl();
-        command.args([
-            "image",
-            "build",
-            "--version",
-            version,
-            "--compatible",
-            COMPATIBLE,
-            "--level",
-            "1",
-        ]);
-        command
-            .arg("--rootfs")
-            .arg(&rootfs)
-            .arg("--output")
-            .arg(&file)
-            .args(more);
-        if !more.contains(&"--key") {
-            command.arg("--key").arg(&self.key);
-        }
-        run(&mut command);
-        Image {
-            file,
-            version: version.to_owned(),
-            raw,
+        build_image(&self.dir, &self.key, version, raw, more)
+    }
+
+    /// What a device of this rig is installed with.
+    pub(crate) fn site(&self) -> Site {
+        let ready = self.emulator.ready();
+        Site {
+            connection_string: ready.devices[DEVICE].clone(),
+            hub_ca: Some(ready.ca_file.clone()),
+            mqtt_port: ready.mqtt_port,
+            hub: "reconnect_max = \"2s\"".to_owned(),
+            image_ca: self.server.ca_file(),
+            key: self.key.clone(),
         }
     }
 
@@ -257,6 +306,17 @@ impl Device {
         version: &str,
         settings: &str,
     ) -> Self {
+        Self::install(&rig.site(), dir, slot_size, version, settings)
+    }
+
+    /// The same, at any hub.
+    pub(crate) fn install(
+        site: &Site,
+        dir: &Path,
+        slot_size: u64,
+        version: &str,
+        settings: &str,
+    ) -> Self {
         fs::create_dir_all(dir.join("keys.d")).unwrap();
         fs::create_dir_all(dir.join("health.d")).unwrap();
         // Whatever the umask: programs in a folder that others may write do not run.
@@ -273,14 +333,10 @@ impl Device {
             .open(dir.join("slot-a.img"))
             .unwrap();
         slot_a.write_all(&running).unwrap();
-        let public = format!("{}.pub", rig.key.display());
+        let public = format!("{}.pub", site.key.display());
         fs::copy(public, dir.join("keys.d/operator.pub")).unwrap();
         fs::write(dir.join("os-release"), format!("IMAGE_VERSION={version}\n")).unwrap();
-        fs::write(
-            dir.join("connection-string"),
-            &rig.emulator.ready().devices[DEVICE],
-        )
-        .unwrap();
+        fs::write(dir.join("connection-string"), &site.connection_string).unwrap();
         let env = dir.join("uboot.env");
         fs::write(
             dir.join("fw_env.config"),
@@ -302,19 +358,24 @@ impl Device {
             .env()
             .initialise([("fwupdated_slot", "a"), ("bootcmd", "run fwupdated_boot")])
             .unwrap();
-        device.configure(rig, settings);
+        device.write_config(site, settings);
         device
     }
 
-    /// Writes the configuration.
+    /// Writes the configuration anew.
     pub(crate) fn configure(&self, rig: &Rig, settings: &str) {
+        self.write_config(&rig.site(), settings);
+    }
+
+    /// The same, at any hub.
+    pub(crate) fn write_config(&self, site: &Site, settings: &str) {
         let dir = self.dir.display();
         let text = format!(
             r#"[hub]
 connection_string_file = "{dir}/connection-string"
 ca_file = "{ca}"
 mqtt_port = {port}
-reconnect_max = "2s"
+{hub}
 
 [slots.a]
 rootfs = "{dir}/slot-a.img"
@@ -347,14 +408,15 @@ os_release = "{dir}/os-release"
 
 {settings}
 "#,
-            ca = rig.emulator.ready().ca_file.display(),
-            port = rig.emulator.ready().mqtt_port,
+            ca = site.hub_ca.as_deref().unwrap_or(Path::new("")).display(),
+            port = site.mqtt_port,
+            hub = site.hub,
         );
         // The tables below are what tests change; those that say nothing about one get this.
         let report = "[report]\nstage_interval = \"100ms\"\nprogress_interval = \"500ms\"\nanswer_timeout = \"5s\"\nreconnect_jitter = \"100ms\"\n";
         let fetch = format!(
             "[fetch]\nca_file = \"{}\"\nread_timeout = \"2s\"\nretry_max = \"500ms\"\ngive_up_after = \"10s\"\n",
-            rig.server.ca_file().display()
+            site.image_ca.display()
         );
         let health = format!(
             "[health]\nhook_dir = \"{dir}/health.d\"\ndeadline = \"8s\"\ninterval = \"500ms\"\nunits = []\n"
@@ -445,6 +507,7 @@ os_release = "{dir}/os-release"
             .arg("--config")
             .arg(self.config())
             .env("FWUPDATED_LOG", &self.log_filter)
+            .env_remove(HUB_VARIABLE)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

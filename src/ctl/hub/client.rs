@@ -15,7 +15,7 @@ use super::{
     connection::ConnectionString,
     fault::{Fault, HubError},
 };
-use crate::platform::tls;
+use crate::{ctl::output::note, platform::tls};
 
 /// The version of the API that every call names.
 const API_VERSION: &str = "2021-04-12";
@@ -37,14 +37,17 @@ const RETRY_PAUSES: [Duration; 4] = [
 /// The longest pause that the hub can ask for.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// A pause as long as this is told: someone may be waiting.
+const TOLD_PAUSE: Duration = Duration::from_secs(2);
+
 /// The marker of the next page of a query.
 const CONTINUATION: &str = "x-ms-continuation";
 
 /// What a device answered to a method.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MethodAnswer {
-    /// The device's status.
-    pub status: u16,
+    /// The device's status: whatever it chose.
+    pub status: i32,
     /// The device's payload.
     pub payload: Value,
 }
@@ -122,8 +125,8 @@ impl HubClient {
         let (_, answer) = self.call(request, Some(device), Retry::Throttled).await?;
         let status = answer
             .get("status")
-            .and_then(Value::as_u64)
-            .and_then(|n| u16::try_from(n).ok());
+            .and_then(Value::as_i64)
+            .and_then(|n| i32::try_from(n).ok());
         match status {
             Some(status) => Ok(MethodAnswer {
                 status,
@@ -228,8 +231,14 @@ impl HubClient {
             };
             match pauses.next().filter(|_| again) {
                 Some(pause) => {
-                    tokio::time::sleep(fault.retry_after.unwrap_or(pause).min(RETRY_PAUSE_MAX))
-                        .await;
+                    let pause = fault.retry_after.unwrap_or(pause).min(RETRY_PAUSE_MAX);
+                    if pause >= TOLD_PAUSE {
+                        let (status, seconds) = (fault.status, pause.as_secs());
+                        note(format!(
+                            "the hub answers {status}; trying again in {seconds} s"
+                        ));
+                    }
+                    tokio::time::sleep(pause).await;
                 }
                 None => return Err(fault.into_error(device)),
             }
@@ -240,14 +249,10 @@ impl HubClient {
         &self,
         request: RequestBuilder,
     ) -> Result<Result<(HeaderMap, Value), Fault>, HubError> {
-        // The URL holds no secret, but it is noise in an error text.
-        let unreachable = |error: reqwest::Error| HubError::Unreachable {
-            host: self.connection.host().to_owned(),
-            source: error.without_url(),
-        };
-        let answer = request.send().await.map_err(unreachable)?;
+        let no_answer = |error: reqwest::Error| HubError::no_answer(self.connection.host(), &error);
+        let answer = request.send().await.map_err(no_answer)?;
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let body = answer.bytes().await.map_err(unreachable)?;
+        let body = answer.bytes().await.map_err(no_answer)?;
         if !status.is_success() {
             return Ok(Err(Fault::read(status, &headers, &body)));
         }

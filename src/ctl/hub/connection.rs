@@ -76,6 +76,14 @@ fn encode(text: &str) -> String {
 /// Why a text is not a service connection string. Never holds a value of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotAConnectionString {
+    /// Nothing there.
+    #[error(
+        "the connection string is empty; take the one of a shared access policy such as `service`"
+    )]
+    Empty,
+    /// In quotes.
+    #[error("the connection string begins with a quotation mark; leave the quotes out")]
+    Quoted,
     /// A part without `=`.
     #[error(
         "a part of the connection string is not of the form Name=Value; copy it whole, in quotes"
@@ -83,7 +91,7 @@ pub enum NotAConnectionString {
     Form,
     /// A part is not there.
     #[error(
-        "the connection string has no {0}; take the one of a shared access policy such as `service`"
+        "the connection string has no {0} (spelled so); take the one of a shared access policy such as `service`"
     )]
     Missing(&'static str),
     /// It is a device's.
@@ -103,8 +111,15 @@ impl FromStr for ConnectionString {
     type Err = NotAConnectionString;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(NotAConnectionString::Empty);
+        }
+        if text.starts_with(['"', '\'']) {
+            return Err(NotAConnectionString::Quoted);
+        }
         let (mut host, mut policy, mut key) = (None, None, None);
-        for part in text.trim().split(';').filter(|part| !part.is_empty()) {
+        for part in text.split(';').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').ok_or(NotAConnectionString::Form)?;
             match name {
                 "HostName" => host = Some(value),
@@ -180,7 +195,16 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_without_the_key() {
         for (text, wrong) in [
-            ("", NotAConnectionString::Missing("HostName")),
+            ("", NotAConnectionString::Empty),
+            (" \n", NotAConnectionString::Empty),
+            (
+                "\"HostName=h;SharedAccessKeyName=p;SharedAccessKey=SECRET\"",
+                NotAConnectionString::Quoted,
+            ),
+            (
+                "hostname=h;SharedAccessKeyName=p;SharedAccessKey=SECRET",
+                NotAConnectionString::Missing("HostName"),
+            ),
             ("SECRET", NotAConnectionString::Form),
             (
                 "HostName=h;SharedAccessKey=SECRET",

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::connection::NotAConnectionString;
 use crate::{
     ctl::exit,
-    platform::tls::TlsError,
+    platform::tls::{self, TlsError},
     update::{
         failure::{Class, Coded},
         uri::UriError,
@@ -152,6 +152,11 @@ fn member<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
         .map(|(_, value)| value)
 }
 
+/// Why a call got no answer, in the words of whoever noticed first: the libraries in between only add theirs.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Cause(String);
+
 /// Why the hub did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
@@ -184,14 +189,22 @@ pub enum HubError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// No connection, or it broke.
-    #[error(
-        "cannot reach the hub {host}; check the network, the name and, for an emulator, --ca-file"
-    )]
+    #[error("cannot reach the hub {host}; check the name and the network")]
     Unreachable {
         /// Host, and port.
         host: String,
         /// Why.
-        source: reqwest::Error,
+        source: Cause,
+    },
+    /// Someone answers whose certificate is not to be trusted.
+    #[error(
+        "the certificate of the hub {host} is not trusted; check the name and this machine's clock, or give an emulator's CA with --ca-file"
+    )]
+    Untrusted {
+        /// Host, and port.
+        host: String,
+        /// Why.
+        source: Cause,
     },
     /// The answer was no JSON.
     #[error(
@@ -279,6 +292,7 @@ impl Coded for HubError {
             Self::Tls(error) => error.code(),
             Self::Setup { .. } => "hub-setup",
             Self::Unreachable { .. } => "hub-unreachable",
+            Self::Untrusted { .. } => "hub-untrusted",
             Self::NotJson { .. } => "hub-not-json",
             Self::Unauthorized { .. } => "hub-unauthorized",
             Self::Forbidden { .. } => "hub-forbidden",
@@ -308,6 +322,7 @@ impl Coded for HubError {
             | Self::Unauthorized { .. }
             | Self::Forbidden { .. }
             | Self::BadRequest { .. }
+            | Self::Untrusted { .. }
             | Self::DeviceNotFound { .. }
             | Self::Unexpected { .. } => Class::Final,
         }
@@ -315,6 +330,25 @@ impl Coded for HubError {
 }
 
 impl HubError {
+    /// What it means that `host` gave no answer.
+    #[must_use]
+    pub fn no_answer(host: &str, error: &reqwest::Error) -> Self {
+        let host = host.to_owned();
+        if let Some(problem @ rustls::Error::InvalidCertificate(_)) = tls::error_in(error) {
+            let source = Cause(problem.to_string());
+            return Self::Untrusted { host, source };
+        }
+        let mut first: &dyn std::error::Error = error;
+        while let Some(earlier) = first.source() {
+            first = earlier;
+        }
+        let source = match error.is_timeout() {
+            true => Cause("it did not answer in time".to_owned()),
+            false => Cause(first.to_string()),
+        };
+        Self::Unreachable { host, source }
+    }
+
     /// How the program ends with this error.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
@@ -335,6 +369,7 @@ impl HubError {
             Self::Tls(TlsError::NoRoots(_) | TlsError::Setup(_))
             | Self::Setup { .. }
             | Self::Unreachable { .. }
+            | Self::Untrusted { .. }
             | Self::NotJson { .. }
             | Self::Offline { .. }
             | Self::NoAnswer { .. }

@@ -26,6 +26,9 @@ use crate::{
 /// Pause between two looks at the twin.
 const POLL_PAUSE: Duration = Duration::from_millis(500);
 
+/// After this long a device that reports nothing is told of.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// The longest pause while the hub does not answer.
 const OUTAGE_PAUSE_MAX: Duration = Duration::from_secs(10);
 
@@ -149,7 +152,8 @@ pub(super) async fn run(client: &HubClient, arguments: InvokeArgs) -> Result<u8,
         )),
     );
     let answer = Answer {
-        status: answer.status,
+        // A status that is none of HTTP's is no acceptance, whatever it is.
+        status: u16::try_from(answer.status).unwrap_or_default(),
         body: answer.payload,
     };
     if !answer.accepted() {
@@ -160,6 +164,11 @@ pub(super) async fn run(client: &HubClient, arguments: InvokeArgs) -> Result<u8,
     }
     if !answer.accepted() || !arguments.watch {
         return Ok(exit::for_answer(answer.status));
+    }
+    if teller.display.is_interactive() {
+        teller
+            .display
+            .note("Ctrl-C ends the watching, not the update");
     }
     let tracker = Tracker::new(answer.update_id().map(str::to_owned), before);
     watch(client, tracker, &mut teller, deadline).await
@@ -174,6 +183,7 @@ async fn watch(
     let device = teller.device;
     let mut shown = Snapshot::default();
     let mut outage_pause = None;
+    let mut silent_until = Some(Instant::now() + SILENCE);
     loop {
         let Ok(twin) = timeout_at(deadline, client.twin_once(device)).await else {
             break;
@@ -194,12 +204,23 @@ async fn watch(
                 }
                 let now = Snapshot::of(&twin);
                 match tracker.see(&now) {
-                    Seen::Nothing => {}
+                    Seen::Nothing => {
+                        if silent_until
+                            .take_if(|until| *until <= Instant::now())
+                            .is_some()
+                        {
+                            let text = format!(
+                                "{device} took the update, and its twin shows nothing of it yet; still watching"
+                            );
+                            teller.display.note(clean(&text));
+                        }
+                    }
                     Seen::Superseded(by) => {
                         teller.end("superseded", format!("{device}: another update ({by}) took over; how this one ended is not known"));
                         return Ok(exit::UNDECIDED);
                     }
                     Seen::State(meaning) => {
+                        silent_until = None;
                         if now.section() != shown.section() {
                             teller.change(&now);
                             shown = now;

@@ -51,13 +51,21 @@ const COLUMNS: [(&str, &str, &str); 5] = [
 
 pub(super) async fn list(client: &HubClient, arguments: ListArgs) -> Result<u8, HubError> {
     let query = list_query(arguments.condition.as_deref());
+    let explain = |error| match error {
+        // The hub counts characters in a query that the user did not write.
+        HubError::BadRequest { said } => HubError::BadRequest {
+            said: format!("{said}, in: {query}"),
+        },
+        error => error,
+    };
     if arguments.json {
-        return print_rows(client, &query).await;
+        return print_rows(client, &query).await.map_err(explain);
     }
     let mut rows = Vec::new();
     let mut page = None;
     loop {
-        let (more, next) = client.query(&query, page.as_deref(), PAGE_SIZE).await?;
+        let page_now = client.query(&query, page.as_deref(), PAGE_SIZE).await;
+        let (more, next) = page_now.map_err(explain)?;
         rows.extend(more.iter().map(cells));
         if next.is_none() {
             break;

@@ -1,14 +1,14 @@
 //! Why a download failed, told apart so that a person knows what to do. No text here ever holds more of
 //! a URL than scheme, host, port and path, which is all that the errors know of it.
 
-use std::{error::Error, io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 use reqwest::StatusCode;
 use rustls::CertificateError;
 
 use crate::{
-    platform::tls::TlsError,
+    platform::tls::{self, TlsError},
     update::{
         failure::{Class, Coded},
         uri::{PackageUri, UriError},
@@ -373,7 +373,7 @@ impl FetchError {
     ) -> Self {
         let host = host.to_owned();
         // Everything else that goes wrong in a handshake may be an accident on the way.
-        if let Some(rustls::Error::InvalidCertificate(problem)) = tls_error(&error) {
+        if let Some(rustls::Error::InvalidCertificate(problem)) = tls::error_in(&error) {
             return Self::from_certificate(problem.clone(), host);
         }
         if error.is_timeout() {
@@ -433,22 +433,4 @@ fn moment(seconds: u64) -> String {
         .ok()
         .and_then(|seconds| Timestamp::from_second(seconds).ok())
         .map_or_else(|| "an unknown time".to_owned(), |time| time.to_string())
-}
-
-/// The TLS error inside `error`. `io::Error` hides the error it wraps from `source()`, so it is asked.
-fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(tls) = error.downcast_ref() {
-            return Some(tls);
-        }
-        next = match error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-        {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
 }

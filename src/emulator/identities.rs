@@ -1,4 +1,4 @@
-//! Identities without HTTP: certificates, CAs and devices for whoever starts the emulator.
+//! Identities without HTTP: certificates, CAs, devices for whoever starts the emulator.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::certificates::{DeviceCertificate, LIFE_SECONDS};
+use crate::dps_control;
 use crate::fault::{Fault, FaultError, TABLE};
 use crate::hub_error::{HubError, Kind};
 use crate::listen::Peer;
@@ -28,6 +29,11 @@ GET  /emulator/devices/ID/telemetry                the last 100 messages
 POST /emulator/certificates/ID[?seconds=60]        a certificate of the emulator's CA for devices, with its key
 POST /emulator/certificates/ID?self-signed=true    ... or a self-signed one, with its thumbprints
 POST /emulator/device-cas                          register the CAs of devices in the body (PEM)
+GET  /emulator/dps                                 provisioning: settings, enrolments, registrations
+POST /emulator/dps?polls=2&retry-after=1&assigned-hub=NAME    change the settings given
+PUT  /emulator/dps/enrollments/ID                  create or change an enrolment (JSON); DELETE removes it
+PUT  /emulator/dps/groups/NAME                     the same for a group
+GET  /emulator/dps/registrations/ID                how often it registered, and what it got
 POST /emulator/throttle?size=S1:2                  keep the throttles of a hub of this size; 'off' ends it
 GET  /emulator/faults                              faults in force, and what was throttled
 ";
@@ -58,6 +64,7 @@ pub(crate) fn router(app: App) -> Router<App> {
         .route("/device-cas", post(register_device_cas))
         .route("/devices/{id}/drop", post(drop_connection))
         .route("/devices/{id}/forget-session", post(forget_session))
+        .nest("/dps", dps_control::router())
         .route("/throttle", post(throttle))
         .route("/faults", get(faults))
         .route("/{fault}", post(inject))

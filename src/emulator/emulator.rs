@@ -107,6 +107,7 @@ impl Emulator {
         }
         let certificates =
             hub.ensure_x509_devices(&options.x509_devices, &directory.join("certificates"))?;
+        let dps = hub.open_dps(&options)?;
         hub.lock().meters.set(options.throttle);
         for fault in options.faults {
             let shown = fault.to_string();
@@ -133,7 +134,7 @@ impl Emulator {
             ),
             devices: connection_strings(&hub),
             certificates,
-            dps: None,
+            dps: Some(dps),
         });
 
         let stop = hub.stop.clone();

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::connect::Proof;
 use crate::device_ca::DeviceCas;
+use crate::dps::Dps;
 use crate::faults::Faults;
 use crate::hub_error::{HubError, Kind};
 use crate::policies::Policies;
@@ -49,6 +50,7 @@ pub(crate) struct State {
     pub(crate) device_cas: DeviceCas,
     pub(crate) faults: Faults,
     pub(crate) meters: Meters,
+    pub(crate) dps: Dps,
     pub(crate) tokens: Tokens,
     pub(crate) last_link: u64,
 }
@@ -262,6 +264,7 @@ impl Hub {
                 device_cas,
                 faults: Faults::default(),
                 meters: Meters::default(),
+                dps: Dps::default(),
                 tokens: Tokens::default(),
                 last_link: 0,
             }),
@@ -293,6 +296,11 @@ impl Hub {
                 () = task => {}
             }
         });
+    }
+
+    /// The state directory, with `--state`.
+    pub(crate) fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
     }
 
     /// Makes a device's record durable (with `--state`) and wakes who waits.

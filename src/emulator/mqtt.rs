@@ -16,6 +16,7 @@ use tracing::{debug, info};
 use crate::clock;
 use crate::connect::{Accepted, Refused};
 use crate::device_ca::Chain;
+use crate::dps_side::Registrant;
 use crate::hub::{Hub, Outgoing};
 
 /// Largest packet a device may send.
@@ -50,15 +51,15 @@ where
 }
 
 /// A client's connection.
-struct Connection<S> {
-    hub: Arc<Hub>,
-    framed: Framed<S, Codec>,
+pub(crate) struct Connection<S> {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) framed: Framed<S, Codec>,
     /// The client id, for the logs.
     name: String,
 }
 
 /// How a connection ended.
-enum End {
+pub(crate) enum End {
     /// The client said DISCONNECT.
     Clean,
     /// For this reason.
@@ -70,9 +71,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let Some(connect) = self.first_packet().await else {
             return;
         };
-        self.name.clone_from(&connect.client_id);
+        let provisioning = Registrant::of(&connect);
+        self.name = match &provisioning {
+            Some(_) => format!("dps/{}", connect.client_id),
+            None => connect.client_id.clone(),
+        };
         let received = Packet::Connect(connect.clone());
         self.hub.wire.received(&self.name, &received);
+        if let (Protocol::V4, Some(registrant)) = (connect.protocol, provisioning) {
+            return match self.provision(&connect, registrant, chain).await {
+                Ok(end) => self.note_end(&end),
+                Err(refused) => self.refuse(&refused).await,
+            };
+        }
         let accepted = match connect.protocol {
             Protocol::V4 => self.hub.connect(&connect, &chain),
             Protocol::V5 => {
@@ -214,7 +225,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// A packet, noted; `None` for a DISCONNECT, and in words what is none.
-    fn read(&self, packet: Option<Result<Packet, CodecError>>) -> Result<Option<Packet>, String> {
+    pub(crate) fn read(
+        &self,
+        packet: Option<Result<Packet, CodecError>>,
+    ) -> Result<Option<Packet>, String> {
         let packet = match packet {
             None => return Err("the device closed it".to_owned()),
             Some(Err(CodecError::Io(error))) => return Err(format!("the device is gone: {error}")),
@@ -226,13 +240,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Tells the client that it is in.
-    async fn welcome(&mut self) -> Result<(), String> {
+    pub(crate) async fn welcome(&mut self) -> Result<(), String> {
         // The official SDKs are served a 0 here too; a kept session works all the same.
         let ack = ConnAck::new(ConnectReturnCode::Success, false);
         self.send(Packet::ConnAck(ack)).await
     }
 
-    async fn send(&mut self, packet: Packet) -> Result<(), String> {
+    pub(crate) async fn send(&mut self, packet: Packet) -> Result<(), String> {
         self.hub.wire.sent(&self.name, &packet);
         match timeout(PATIENCE, self.framed.send(packet)).await {
             Ok(Ok(())) => Ok(()),
@@ -256,7 +270,7 @@ impl Drop for Farewell {
 }
 
 /// How long a client with this keep-alive may be silent.
-fn longest_silence(keep_alive: u16) -> Duration {
+pub(crate) fn longest_silence(keep_alive: u16) -> Duration {
     match keep_alive {
         0 => LONGEST_SILENCE,
         seconds => (Duration::from_secs(seconds.into()) * 3 / 2).min(LONGEST_SILENCE),

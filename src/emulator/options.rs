@@ -30,6 +30,12 @@ pub struct Options {
     pub x509_devices: Vec<String>,
     /// Files with CAs, in PEM, whose certificates devices may show.
     pub device_cas: Vec<PathBuf>,
+    /// Individual enrolments, with their key, for the provisioning service.
+    pub enrollments: Vec<DeviceSpec>,
+    /// The key of the group `keys`, from which device keys are derived; one is made when absent.
+    pub dps_group_key: Option<String>,
+    /// The id scope of the provisioning service; one is made when absent.
+    pub id_scope: Option<String>,
     /// The throttles to keep; none when absent.
     pub throttle: Option<Throttle>,
     /// Faults in force from the start.
@@ -87,6 +93,9 @@ impl Default for Options {
             devices: Vec::new(),
             x509_devices: Vec::new(),
             device_cas: Vec::new(),
+            enrollments: Vec::new(),
+            dps_group_key: None,
+            id_scope: None,
             throttle: None,
             faults: Vec::new(),
             wire_log: None,
@@ -141,8 +150,8 @@ pub struct Ready {
     pub devices: BTreeMap<String, String>,
     /// Certificate and key of each of [`Options::x509_devices`], by device id.
     pub certificates: BTreeMap<String, CertificateFiles>,
-    /// How to provision devices; null, as this is not served yet.
-    pub dps: Option<Dps>,
+    /// How devices provision themselves.
+    pub dps: Option<DpsReady>,
 }
 
 impl std::fmt::Debug for Ready {
@@ -171,7 +180,7 @@ pub struct CertificateFiles {
 /// What a device needs to provision itself. The service is on the hub's own ports.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Dps {
+pub struct DpsReady {
     /// The host name; the ports are [`Ready::mqtt_port`] and [`Ready::https_port`].
     pub host: String,
     /// The scope of the registrations.

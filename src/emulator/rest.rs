@@ -1,7 +1,7 @@
 //! The service side: registry, twins, methods and queries over REST, as the service SDKs call them.
 //!
 //! Not served yet, and so answered 404 in the hub's own shape like every unknown path: modules, bulk
-//! registry operations, jobs (`/jobs/v2`), configurations and provisioning. Their routes belong here.
+//! registry operations, jobs (`/jobs/v2`) and configurations. Their routes belong here.
 
 use std::sync::Arc;
 

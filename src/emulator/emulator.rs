@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::ca::Ca;
 use crate::configurations::{self, ConfigurationBoard};
 use crate::device_ca::DeviceCas;
-use crate::hub::{Hub, IfMatch};
+use crate::fault::{Fault, FaultKind, Parameters};
+use crate::hub::{Hub, IfMatch, Parts};
 use crate::hub_error::HubError;
 use crate::jobs::{self, JobBoard, Journal};
 use crate::listen;
@@ -26,6 +27,7 @@ use crate::policies::{OWNER, Policies};
 use crate::rest;
 use crate::start_error::StartError;
 use crate::store::{Store, write_atomically};
+use crate::throttle::Throttle;
 use crate::twin::Mode;
 use crate::wire_log::WireLog;
 
@@ -95,17 +97,17 @@ impl Emulator {
         let https = bind(options.listen, options.https_port, "HTTPS", "--https-port").await?;
         let (mqtt_port, https_port) = (port(&mqtt), port(&https));
 
-        let hub = Hub::new(
-            options.hub_name.clone(),
-            options.token_grace,
+        let hub = Hub::new(Parts {
+            name: options.hub_name.clone(),
+            token_grace: options.token_grace,
             wire,
             policies,
             device_cas,
             records,
             store,
-            JobBoard::new(options.max_active_jobs, kept_jobs),
+            jobs: JobBoard::new(options.max_active_jobs, kept_jobs),
             configurations,
-        );
+        });
         for spec in &options.devices {
             hub.ensure_device(&spec.id, spec.key.clone())
                 .map_err(|source| StartError::Device {
@@ -115,6 +117,17 @@ impl Emulator {
         }
         let certificates =
             hub.ensure_x509_devices(&options.x509_devices, &directory.join("certificates"))?;
+        let dps = hub.open_dps(&options)?;
+        hub.lock().meters.set(options.throttle);
+        for fault in options.faults {
+            let shown = fault.to_string();
+            hub.inject(fault)
+                .await
+                .map_err(|source| StartError::Fault {
+                    fault: shown,
+                    source,
+                })?;
+        }
         let service_host = match https_port {
             443 => options.hub_name.clone(),
             port => format!("{}:{port}", options.hub_name),
@@ -131,10 +144,10 @@ impl Emulator {
             ),
             devices: connection_strings(&hub),
             certificates,
-            dps: None,
+            dps: Some(dps),
         });
 
-        let stop = CancellationToken::new();
+        let stop = hub.stop.clone();
         let router = rest::router(rest::App {
             hub: hub.clone(),
             ready: ready.clone(),
@@ -204,33 +217,72 @@ impl Emulator {
 
     /// Refuses the next `count` CONNECTs with CONNACK 3, "server unavailable".
     pub fn refuse_connects(&self, count: u32) {
-        self.hub.refuse_connects(count, 3);
+        self.refuse_connects_with(count, 3);
     }
 
     /// Refuses the next `count` CONNECTs with this CONNACK code (1 to 5; others count as 3).
     pub fn refuse_connects_with(&self, count: u32, code: u8) {
-        self.hub.refuse_connects(count, code);
+        let code = Some(code.into());
+        self.set(
+            FaultKind::RefuseConnects,
+            Parameters {
+                code,
+                ..Parameters::count(count)
+            },
+        );
     }
 
     /// Holds back each twin answer for `delay`; zero ends it.
     pub fn delay_twin_answers(&self, delay: Duration) {
-        self.hub.delay_twin_answers(delay);
+        let milliseconds = Some(delay.as_millis().try_into().unwrap_or(u32::MAX));
+        let delay = Parameters {
+            milliseconds,
+            ..Parameters::default()
+        };
+        self.set(FaultKind::DelayTwinAnswers, delay);
     }
 
     /// Carries out the next `count` twin requests but loses their answers.
     pub fn swallow_twin_answers(&self, count: u32) {
-        self.hub.swallow_twin_answers(count);
+        self.set(FaultKind::SwallowTwinAnswers, Parameters::count(count));
     }
 
     /// Refuses the next `count` reported patches with this status (429, 500 and so on).
     pub fn fail_twin_patches(&self, count: u32, status: u16) {
-        self.hub.fail_twin_patches(count, status);
+        let status = Some(status.into());
+        self.set(
+            FaultKind::FailTwinPatches,
+            Parameters {
+                status,
+                ..Parameters::count(count)
+            },
+        );
+    }
+
+    fn set(&self, kind: FaultKind, parameters: Parameters) {
+        self.hub.set_fault(Fault::new(kind, parameters));
+    }
+
+    /// Puts any fault in force, such as `"fail-twin-reads=2,status=503,device=pi-01".parse()?`. Waits
+    /// only for `expire-tokens`. Refuses a fault for a device that is not there to suffer it now.
+    pub async fn inject(&self, fault: Fault) -> Result<(), HubError> {
+        self.hub.inject(fault).await
+    }
+
+    /// What faults are in force, as `GET /emulator/faults`.
+    pub fn faults(&self) -> Value {
+        self.hub.trouble()
+    }
+
+    /// Keeps the throttles of a hub of this size from now on; `None` keeps none.
+    pub fn throttle(&self, throttle: Option<Throttle>) {
+        self.hub.lock().meters.set(throttle);
     }
 
     /// Forgets what `device` subscribed to: its next connection starts without subscriptions. A live
     /// connection goes on as it is. Whether the device is known.
     pub fn forget_session(&self, device: &str) -> bool {
-        self.hub.forget_session(device)
+        self.hub.forget_sessions(Some(device)).is_ok()
     }
 
     /// Declares every token used so far expired: connections that use one are closed with no grace, and a

@@ -7,19 +7,23 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::configurations::{Applied, ConfigurationBoard};
 use crate::connect::Proof;
 use crate::device_ca::DeviceCas;
+use crate::dps::Dps;
 use crate::faults::Faults;
 use crate::hub_error::{HubError, Kind};
 use crate::jobs::JobBoard;
 use crate::policies::Policies;
 use crate::registry::Identity;
 use crate::store::Store;
-use crate::topics::{self, Filter};
+use crate::throttle::Meters;
+use crate::topics::Filter;
 use crate::twin::{Mode, ServiceWrite, Twin};
 use crate::wire_log::WireLog;
 
@@ -33,9 +37,25 @@ pub(crate) struct Hub {
     pub(crate) wire: WireLog,
     pub(crate) jobs: JobBoard,
     pub(crate) configurations: ConfigurationBoard,
+    /// Ends what [`Hub::spawn`] started, and everything else of the emulator.
+    pub(crate) stop: CancellationToken,
+    runtime: Handle,
     state: Mutex<State>,
     store: Option<Store>,
     changes: watch::Sender<u64>,
+}
+
+/// What a hub is made of.
+pub(crate) struct Parts {
+    pub(crate) name: String,
+    pub(crate) token_grace: Duration,
+    pub(crate) wire: WireLog,
+    pub(crate) policies: Policies,
+    pub(crate) device_cas: DeviceCas,
+    pub(crate) records: Vec<Record>,
+    pub(crate) store: Option<Store>,
+    pub(crate) jobs: JobBoard,
+    pub(crate) configurations: ConfigurationBoard,
 }
 
 /// What the lock protects.
@@ -44,6 +64,8 @@ pub(crate) struct State {
     pub(crate) devices: BTreeMap<String, Device>,
     pub(crate) device_cas: DeviceCas,
     pub(crate) faults: Faults,
+    pub(crate) meters: Meters,
+    pub(crate) dps: Dps,
     pub(crate) tokens: Tokens,
     pub(crate) last_link: u64,
 }
@@ -65,6 +87,8 @@ pub(crate) struct Device {
     pub(crate) refusals: u64,
     pub(crate) reported_history: Vec<Value>,
     pub(crate) telemetry: VecDeque<Value>,
+    /// The last change of the desired properties: version and what was pushed.
+    pub(crate) last_push: Option<(u64, String)>,
     connection_state_updated: String,
 }
 
@@ -128,6 +152,7 @@ impl Device {
             refusals: 0,
             reported_history: Vec::new(),
             telemetry: VecDeque::new(),
+            last_push: None,
             connection_state_updated: clock::NO_DATE.to_owned(),
         }
     }
@@ -145,20 +170,6 @@ impl Device {
             self.telemetry.pop_front();
         }
         self.telemetry.push_back(message);
-    }
-
-    /// Tells the device of a change of its desired properties, if it listens for them.
-    pub(crate) fn push_desired(&self, push: Option<Value>) {
-        if let (Some(push), Some(link)) = (push, &self.link)
-            && link.subscriptions.contains_key(&Filter::DesiredChanges)
-        {
-            let version = push["$version"].as_u64().unwrap_or_default();
-            // A send fails only when the connection is ending; a push is lost then, as on the real hub.
-            let _ = link.outbox.send(Outgoing::Publish {
-                topic: topics::desired_change(version),
-                payload: push.to_string().into_bytes(),
-            });
-        }
     }
 
     /// Tells a live connection to close; whether there was one.
@@ -250,17 +261,18 @@ impl IfMatch {
 }
 
 impl Hub {
-    pub(crate) fn new(
-        name: String,
-        token_grace: Duration,
-        wire: WireLog,
-        policies: Policies,
-        device_cas: DeviceCas,
-        records: Vec<Record>,
-        store: Option<Store>,
-        jobs: JobBoard,
-        configurations: ConfigurationBoard,
-    ) -> Arc<Self> {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let Parts {
+            name,
+            token_grace,
+            wire,
+            policies,
+            device_cas,
+            records,
+            store,
+            jobs,
+            configurations,
+        } = parts;
         let devices = records
             .into_iter()
             .map(|record| (record.identity.id.clone(), Device::new(record)))
@@ -271,11 +283,15 @@ impl Hub {
             wire,
             jobs,
             configurations,
+            stop: CancellationToken::new(),
+            runtime: Handle::current(),
             state: Mutex::new(State {
                 policies,
                 devices,
                 device_cas,
                 faults: Faults::default(),
+                meters: Meters::default(),
+                dps: Dps::default(),
                 tokens: Tokens::default(),
                 last_link: 0,
             }),
@@ -296,6 +312,22 @@ impl Hub {
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Lets `task` run until it ends or the emulator stops.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// The state directory, with `--state`.
+    pub(crate) fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
     }
 
     /// Makes a device's record durable (with `--state`), wakes who waits, and lets the configurations
@@ -429,10 +461,12 @@ impl Hub {
     ) -> Result<Value, HubError> {
         let write = ServiceWrite::parse(body)?;
         let mut state = self.lock();
-        let device = state.device_mut(id)?;
+        let state = &mut *state;
+        let device = (state.devices.get_mut(id)).ok_or_else(|| HubError::no_device(id))?;
         condition.check(&device.record.twin.etag(), "the twin's etag")?;
-        let push = device.record.twin.write(&write, mode, &clock::stamp())?;
-        device.push_desired(push);
+        if let Some(push) = device.record.twin.write(&write, mode, &clock::stamp())? {
+            self.push_desired(device, &mut state.faults, &push);
+        }
         self.save(&device.record);
         Ok(device.twin_document())
     }

@@ -14,6 +14,7 @@ pub struct HubError {
     kind: Kind,
     message: String,
     info: Option<Value>,
+    retry_after: Option<u32>,
 }
 
 /// The refusals this emulator knows.
@@ -45,9 +46,10 @@ pub enum Kind {
     UnsupportedMediaType,
     ThrottlingMaxActiveJobCountExceeded,
     ServerError,
+    ThrottlingException,
     BadDeviceAnswer,
     GatewayTimeout,
-    /// A status asked for by the fault `fail_twin_patches`.
+    /// A status asked for by a fault such as `fail-twin-patches`.
     Injected(u16),
 }
 
@@ -75,6 +77,7 @@ impl Kind {
             Self::DeviceAlreadyExists => 409_001,
             Self::PreconditionFailed => 412_001,
             Self::MessageTooLarge => 413_001,
+            Self::ThrottlingException => 429_001,
             Self::BadDeviceAnswer => 502_000,
             Self::GatewayTimeout => 504_101,
             Self::InvalidOperation => 400_003,
@@ -109,6 +112,7 @@ impl Kind {
             Self::DeviceAlreadyExists => "DeviceAlreadyExists",
             Self::PreconditionFailed => "PreconditionFailed",
             Self::MessageTooLarge => "MessageTooLarge",
+            Self::ThrottlingException => "ThrottlingException",
             Self::BadDeviceAnswer => "GenericBadGateway",
             Self::GatewayTimeout => "GatewayTimeout",
             Self::InvalidOperation => "InvalidOperation",
@@ -136,7 +140,14 @@ impl HubError {
             kind,
             message: message.into(),
             info: None,
+            retry_after: None,
         }
+    }
+
+    /// Tells the caller to come again in so many seconds.
+    pub(crate) fn with_retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
     }
 
     pub(crate) fn with_info(mut self, info: Value) -> Self {
@@ -165,6 +176,11 @@ impl HubError {
     /// What went wrong, in IoT Hub's terms.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// In how many seconds the caller may come again, if it is told.
+    pub fn retry_after(&self) -> Option<u32> {
+        self.retry_after
     }
 
     /// The text for people.
@@ -236,6 +252,7 @@ mod tests {
             Kind::ArgumentInvalid,
             Kind::DeviceNotOnline,
             Kind::GatewayTimeout,
+            Kind::ThrottlingException,
             Kind::Injected(429),
             Kind::Injected(503),
         ] {

@@ -190,6 +190,7 @@ impl Hub {
 
     fn configure(&self, id: &str, plan: &Plan) {
         let mut state = self.lock();
+        let state = &mut *state;
         let Some(device) = state.devices.get_mut(id) else {
             return;
         };
@@ -220,7 +221,9 @@ impl Hub {
             }
         }
         device.record.configurations = wanted;
-        device.push_desired(push);
+        if let Some(push) = push {
+            self.push_desired(device, &mut state.faults, &push);
+        }
         self.save_quietly(&device.record);
     }
 

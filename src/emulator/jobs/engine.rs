@@ -94,6 +94,7 @@ async fn operate(
     device: &str,
     operation: &Operation,
 ) -> Result<Option<Value>, HubError> {
+    hub.job_turn().await;
     match operation {
         Operation::Method(call) => {
             let answer = hub.invoke(device, &Call::parse(call)?).await?;

@@ -30,7 +30,8 @@ async fn create(
 ) -> Result<Response, HubError> {
     caller.may(Right::ServiceConnect)?;
     let request = Request::parse(&id, &body.json()?)?;
-    let limit = app.hub.jobs.limit;
+    let limit = app.hub.lock().job_limit();
+    let limit = limit.unwrap_or(app.hub.jobs.limit);
     let job = app.hub.jobs.change(|jobs, now| {
         let job = jobs.create(request, limit, now)?;
         Ok::<Value, HubError>(job.document())

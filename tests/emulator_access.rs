@@ -6,7 +6,11 @@
 mod client;
 #[path = "emulator_access/dps.rs"]
 mod dps;
+#[path = "emulator_access/faults.rs"]
+mod faults;
 #[path = "emulator_access/identity.rs"]
 mod identity;
 #[path = "emulator_access/sessions.rs"]
 mod sessions;
+#[path = "emulator_access/throttles.rs"]
+mod throttles;

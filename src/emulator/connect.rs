@@ -342,3 +342,29 @@ fn return_code(code: Option<u32>) -> ConnectReturnCode {
         _ => ConnectReturnCode::ServiceUnavailable,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Emulator, Options};
+
+    #[tokio::test]
+    async fn connects_over_the_limit_are_refused_as_unavailable() {
+        let options = Options {
+            throttle: Some("S1".parse().unwrap()),
+            ..Options::default().device("pi")
+        };
+        let emulator = Emulator::start(options).await.unwrap();
+        let connect = Connect::new("pi");
+        let judge = || {
+            emulator
+                .hub
+                .connect(&connect, &Chain::default())
+                .err()
+                .unwrap()
+        };
+        assert_eq!(judge().code, Some(ConnectReturnCode::NotAuthorized));
+        while emulator.hub.throttle(Operation::Connect).is_ok() {}
+        assert_eq!(judge().code, Some(ConnectReturnCode::ServiceUnavailable));
+    }
+}

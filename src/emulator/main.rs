@@ -32,10 +32,13 @@ A first session:
 
        curl --cacert CA_FILE -X POST https://localhost:8443/emulator/certificates/pi-03
 
+     Let devices provision themselves (DPS): the same host and ports; the line has id scope and
+     group key.
+
   4. Use service tools and SDKs with the service connection string. They must trust the CA file
      too (Python: REQUESTS_CA_BUNDLE, Node: NODE_EXTRA_CA_CERTS).
 
-With --state DIR a restart goes on with the same CA, keys, devices and twins.
+With --state DIR a restart goes on with the same CAs, keys, devices, twins and enrolments.
 RUST_LOG=debug shows more on standard error.";
 
 /// A local Azure IoT Hub: MQTT for devices, REST for service tools, faults on request.
@@ -54,7 +57,7 @@ struct Arguments {
     /// Port for HTTPS and for MQTT over WebSocket; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 443)]
     https_port: u16,
-    /// Keep the CA, the devices and their twins in this directory
+    /// Keep the CAs, the devices, their twins and the enrolments in this directory
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Register a device, with this primary key (base64) or a new one; may be repeated

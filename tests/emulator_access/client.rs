@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::BytesMut;
 use iothub_emulator::{DeviceCertificate, Emulator};
 use rumqttc::{Connect, ConnectReturnCode, Packet, Publish, QoS, Subscribe};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
 };
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -185,17 +186,13 @@ impl Client {
 
     async fn read(&mut self) -> Option<Packet> {
         loop {
-            // The codec of the library refuses a SUBACK with a failure in it.
             match Packet::read(&mut self.buffer, 1_000_000) {
                 Ok(packet) => return Some(packet),
                 Err(rumqttc::Error::InsufficientBytes(_)) => {}
                 Err(error) => panic!("the hub sent a malformed packet: {error}"),
             }
             match self.stream.read_buf(&mut self.buffer).await {
-                Ok(0) | Err(_) => {
-                    assert!(!self.buffer.has_remaining(), "closed within a packet");
-                    return None;
-                }
+                Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             }
         }
@@ -206,17 +203,26 @@ impl Client {
         while self.next().await.is_some() {}
     }
 
+    /// Whether the hub closes the connection within `limit`.
+    pub(crate) async fn is_closed_within(&mut self, limit: Duration) -> bool {
+        timeout(limit, self.read()).await == Ok(None)
+    }
+
     pub(crate) async fn subscribe(&mut self, filters: &[&str]) {
+        self.send_subscribe(filters).await;
+        match self.next().await {
+            Some(Packet::SubAck(ack)) if ack.pkid == 7 => {}
+            other => panic!("no SUBACK: {other:?}"),
+        }
+    }
+
+    async fn send_subscribe(&mut self, filters: &[&str]) {
         let filters = filters
             .iter()
             .map(|filter| rumqttc::SubscribeFilter::new((*filter).to_owned(), QoS::AtMostOnce));
         let mut subscribe = Subscribe::new_many(filters);
         subscribe.pkid = 7;
         self.send(Packet::Subscribe(subscribe)).await;
-        match self.next().await {
-            Some(Packet::SubAck(ack)) if ack.pkid == 7 => {}
-            other => panic!("no SUBACK: {other:?}"),
-        }
     }
 
     pub(crate) async fn publish(&mut self, topic: &str, payload: impl Into<Vec<u8>>) {
@@ -238,4 +244,71 @@ impl Client {
             .await;
         self.message().await
     }
+
+    /// Connects if the hub lets it, as a device does that tries again later.
+    pub(crate) async fn attempt(emulator: &Emulator, connect: Connect) -> Option<Self> {
+        let port = emulator.ready().mqtt_port;
+        let socket = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        let name = ServerName::try_from("localhost").unwrap();
+        let connector = TlsConnector::from(Arc::new(tls(emulator, None)));
+        let mut client = Self {
+            stream: connector.connect(name, socket).await.ok()?,
+            buffer: BytesMut::new(),
+        };
+        client.send(Packet::Connect(connect)).await;
+        match client.try_next(LONG).await? {
+            Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => Some(client),
+            _ => None,
+        }
+    }
+
+    /// The next packet, if one comes within `limit`.
+    pub(crate) async fn try_next(&mut self, limit: Duration) -> Option<Packet> {
+        timeout(limit, self.read()).await.ok().flatten()
+    }
+
+    /// Subscribes; `None` when the hub grants nothing or closes.
+    pub(crate) async fn try_subscribe(&mut self, filters: &[&str]) -> Option<()> {
+        self.send_subscribe(filters).await;
+        let failed = |ack: &rumqttc::SubAck| {
+            ack.return_codes
+                .contains(&rumqttc::SubscribeReasonCode::Failure)
+        };
+        loop {
+            match self.try_next(LONG).await? {
+                Packet::SubAck(ack) if !failed(&ack) => return Some(()),
+                Packet::SubAck(_) => return None,
+                // Of a session that was kept, something may come first.
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends a reported patch, without waiting for the answer.
+    pub(crate) async fn patch(&mut self, rid: &str, patch: &Value) {
+        let topic = format!("$iothub/twin/PATCH/properties/reported/?$rid={rid}");
+        self.publish(&topic, patch.to_string()).await;
+    }
+
+    /// Sends a reported patch; the answer's topic.
+    pub(crate) async fn report(&mut self, patch: &Value) -> String {
+        self.patch("p", patch).await;
+        self.message().await.0
+    }
+}
+
+/// An HTTPS client that trusts the emulator, and a token for its service side.
+pub(crate) fn service(emulator: &Emulator) -> (reqwest::Client, String) {
+    let http = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls(emulator, None))
+        .build()
+        .unwrap();
+    let service = members(&emulator.ready().service_connection_string);
+    let expiry = jiff::Timestamp::now().as_second() as u64 + 3600;
+    let (key, owner) = (service["SharedAccessKey"], service["SharedAccessKeyName"]);
+    let hub = &emulator.ready().hub_name;
+    (
+        http,
+        iothub_emulator::sign(hub, key, expiry, Some(owner)).unwrap(),
+    )
 }

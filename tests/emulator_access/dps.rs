@@ -11,7 +11,9 @@ use rumqttc::{
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::client::{Client, LONG, connect_with_certificate, connect_with_key, tls, token};
+use super::client::{
+    Client, LONG, connect_with_certificate, connect_with_key, service, tls, token,
+};
 
 const ANSWERS: &str = "$dps/registrations/res/#";
 const REGISTER: &str = "$dps/registrations/PUT/iotdps-register/?$rid=r%201";
@@ -468,10 +470,7 @@ async fn enrolments_and_settings_are_changed_by_hand() {
     })
     .await
     .unwrap();
-    let http = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls(&emulator, None))
-        .build()
-        .unwrap();
+    let (http, _) = service(&emulator);
     let base = format!(
         "https://localhost:{}/emulator/dps",
         emulator.ready().https_port

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::client::{
-    Client, LONG, connect, connect_with_certificate, connect_with_key, key, members, tls, token,
+    Client, LONG, connect, connect_with_certificate, connect_with_key, key, members, service, tls,
+    token,
 };
 
 const NOT_AUTHORISED: Option<ConnectReturnCode> = Some(ConnectReturnCode::NotAuthorized);
@@ -172,16 +173,7 @@ async fn over_websocket_a_certificate_counts_too_and_rest_needs_none() {
         "{event:?}"
     );
 
-    let http = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls(&emulator, None))
-        .build()
-        .unwrap();
-    let service = &emulator.ready().service_connection_string;
-    let service = members(service);
-    let expiry = jiff::Timestamp::now().as_second() as u64 + 60;
-    let owner = service["SharedAccessKeyName"];
-    let token = iothub_emulator::sign("localhost", service["SharedAccessKey"], expiry, Some(owner))
-        .unwrap();
+    let (http, token) = service(&emulator);
     let answer = http
         .get(format!(
             "https://localhost:{port}/devices/pi-ca?api-version=2021-04-12"
@@ -199,10 +191,7 @@ async fn over_websocket_a_certificate_counts_too_and_rest_needs_none() {
 #[tokio::test]
 async fn certificates_and_cas_are_to_be_had_by_hand() {
     let emulator = emulator().await;
-    let http = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls(&emulator, None))
-        .build()
-        .unwrap();
+    let (http, _) = service(&emulator);
     let base = format!("https://localhost:{}/emulator", emulator.ready().https_port);
     let post = async |path: &str, body: String| {
         let answer = http.post(format!("{base}{path}")).body(body).send().await;

@@ -343,6 +343,7 @@ impl Hub {
                 let identity = Identity::from_body(id, body, Some(old))?;
                 let rekeyed = identity.credentials != old.credentials;
                 device.record.identity = identity;
+                device.record.twin.identity_changed();
                 if !device.record.identity.enabled {
                     device.close("the device was disabled");
                 } else if rekeyed {

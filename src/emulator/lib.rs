@@ -39,6 +39,7 @@ mod policies;
 mod query;
 mod registry;
 mod rest;
+mod rest_shape;
 mod sas;
 mod start_error;
 mod store;

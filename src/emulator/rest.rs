@@ -8,6 +8,7 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use serde::Deserialize;
@@ -24,6 +25,7 @@ use crate::methods::Call;
 use crate::options::Ready;
 use crate::policies::Right;
 use crate::query::{self, Page};
+use crate::rest_shape::shape;
 use crate::sas::Token;
 use crate::twin::Mode;
 use crate::websocket;
@@ -42,7 +44,6 @@ pub(crate) struct App {
 /// Every path of the HTTPS port.
 pub(crate) fn router(app: App) -> Router {
     Router::new()
-        .route("/$iothub/websocket", get(websocket::upgrade))
         .route("/devices", get(list_devices))
         .route("/devices/", get(list_devices))
         .route("/devices/query", post(query))
@@ -59,9 +60,11 @@ pub(crate) fn router(app: App) -> Router {
         .route("/twins/{id}/methods", post(invoke))
         .merge(jobs::routes::router())
         .merge(configurations::routes::router())
-        .nest("/emulator", control::router(app.clone()))
         .fallback(any(unknown))
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(shape))
+        .route("/$iothub/websocket", get(websocket::upgrade))
+        .nest("/emulator", control::router(app.clone()))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(app)
 }

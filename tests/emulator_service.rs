@@ -10,6 +10,8 @@ mod jobs;
 mod methods;
 #[path = "emulator_service/query.rs"]
 mod query;
+#[path = "emulator_service/registry.rs"]
+mod registry;
 #[path = "emulator_service/rig.rs"]
 mod rig;
 #[path = "emulator_service/twins.rs"]

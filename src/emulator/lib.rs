@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod bulk;
 mod ca;
 mod clock;
 mod configurations;
@@ -32,6 +33,7 @@ mod hub_error;
 mod jobs;
 mod listen;
 mod methods;
+mod modules;
 mod mqtt;
 mod options;
 mod percent;

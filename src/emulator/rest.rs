@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::bulk;
 use crate::clock;
 use crate::configurations;
 use crate::control;
@@ -22,6 +23,7 @@ use crate::hub::{Hub, IfMatch};
 use crate::hub_error::{HubError, Kind};
 use crate::jobs;
 use crate::methods::Call;
+use crate::modules;
 use crate::options::Ready;
 use crate::policies::Right;
 use crate::query::{self, Page};
@@ -44,8 +46,8 @@ pub(crate) struct App {
 /// Every path of the HTTPS port.
 pub(crate) fn router(app: App) -> Router {
     Router::new()
-        .route("/devices", get(list_devices))
-        .route("/devices/", get(list_devices))
+        .route("/devices", get(list_devices).post(bulk::update_registry))
+        .route("/devices/", get(list_devices).post(bulk::update_registry))
         .route("/devices/query", post(query))
         .route(
             "/devices/{id}",
@@ -58,6 +60,7 @@ pub(crate) fn router(app: App) -> Router {
             get(get_twin).patch(patch_twin).put(replace_twin),
         )
         .route("/twins/{id}/methods", post(invoke))
+        .merge(modules::router())
         .merge(jobs::routes::router())
         .merge(configurations::routes::router())
         .fallback(any(unknown))

@@ -382,6 +382,7 @@ impl Hub {
                 let fits = |link: &Link| link.proof.fits(&identity.credentials);
                 let rekeyed = !device.link.as_ref().is_none_or(fits);
                 device.record.identity = identity;
+                device.record.twin.identity_changed();
                 if !device.record.identity.enabled {
                     device.close("the device was disabled");
                 } else if rekeyed {

@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod bulk;
 mod ca;
 mod certificates;
 mod chaos;
@@ -43,6 +44,7 @@ mod impostor;
 mod jobs;
 mod listen;
 mod methods;
+mod modules;
 mod mqtt;
 mod options;
 mod percent;
@@ -50,6 +52,7 @@ mod policies;
 mod query;
 mod registry;
 mod rest;
+mod rest_shape;
 mod sas;
 mod start_error;
 mod store;

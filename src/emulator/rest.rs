@@ -8,12 +8,14 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::bulk;
 use crate::clock;
 use crate::configurations;
 use crate::control;
@@ -21,9 +23,11 @@ use crate::hub::{Hub, IfMatch};
 use crate::hub_error::{HubError, Kind};
 use crate::jobs;
 use crate::methods::Call;
+use crate::modules;
 use crate::options::Ready;
 use crate::policies::Right;
 use crate::query::{self, Page};
+use crate::rest_shape::shape;
 use crate::sas::Token;
 use crate::throttle::Operation;
 use crate::twin::Mode;
@@ -43,9 +47,8 @@ pub(crate) struct App {
 /// Every path of the HTTPS port.
 pub(crate) fn router(app: App) -> Router {
     Router::new()
-        .route("/$iothub/websocket", get(websocket::upgrade))
-        .route("/devices", get(list_devices))
-        .route("/devices/", get(list_devices))
+        .route("/devices", get(list_devices).post(bulk::update_registry))
+        .route("/devices/", get(list_devices).post(bulk::update_registry))
         .route("/devices/query", post(query))
         .route(
             "/devices/{id}",
@@ -58,11 +61,14 @@ pub(crate) fn router(app: App) -> Router {
             get(get_twin).patch(patch_twin).put(replace_twin),
         )
         .route("/twins/{id}/methods", post(invoke))
+        .merge(modules::router())
         .merge(jobs::routes::router())
         .merge(configurations::routes::router())
-        .nest("/emulator", control::router(app.clone()))
         .fallback(any(unknown))
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(shape))
+        .route("/$iothub/websocket", get(websocket::upgrade))
+        .nest("/emulator", control::router(app.clone()))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(app)
 }

@@ -31,11 +31,20 @@ pub(crate) struct Section {
     version: u64,
 }
 
-/// What a service write changes; a section that is absent stays as it is.
+/// What a service write changes; a section that is absent stays as it is, and one that is null is emptied.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct ServiceWrite {
-    pub(crate) tags: Option<Object>,
-    pub(crate) desired: Option<Object>,
+    pub(crate) tags: Option<SectionWrite>,
+    pub(crate) desired: Option<SectionWrite>,
+}
+
+/// What a service write does to a section.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum SectionWrite {
+    /// Merges or replaces, as the write's mode says.
+    Members(Object),
+    /// Empties it: it was null in the request.
+    Empty,
 }
 
 /// Whether a service write merges or replaces.
@@ -77,6 +86,11 @@ impl Twin {
         self.version
     }
 
+    /// Notes that the device's identity was changed, which makes a new version of the twin too.
+    pub(crate) fn identity_changed(&mut self) {
+        self.version += 1;
+    }
+
     /// Merges what the device reports and returns the new `$version`. With `expected`, only if that is
     /// the current one.
     pub(crate) fn report(
@@ -107,25 +121,29 @@ impl Twin {
         mode: Mode,
         now: &str,
     ) -> Result<Option<Value>, HubError> {
+        write.check()?;
+        let resolved = |section: &Option<SectionWrite>| match section {
+            None => None,
+            Some(SectionWrite::Members(members)) => Some((members.clone(), mode)),
+            Some(SectionWrite::Empty) => Some((Object::new(), Mode::Replace)),
+        };
         let mut next = self.clone();
-        if let Some(tags) = &write.tags {
-            twin_limits::check(tags, "tags")?;
+        if let Some((tags, mode)) = resolved(&write.tags) {
             if mode == Mode::Replace {
                 next.tags = Object::new();
             }
-            merge(&mut next.tags, tags);
+            merge(&mut next.tags, &tags);
             twin_limits::measure(&next.tags, Limit::TAGS)?;
         }
         let mut push = None;
-        if let Some(desired) = &write.desired {
-            twin_limits::check(desired, "desired properties")?;
+        if let Some((desired, mode)) = resolved(&write.desired) {
             next.desired = match mode {
-                Mode::Merge => self.desired.merged(desired, now, true),
-                Mode::Replace => self.desired.replaced(desired, now, true),
+                Mode::Merge => self.desired.merged(&desired, now, true),
+                Mode::Replace => self.desired.replaced(&desired, now, true),
             };
             twin_limits::measure(&next.desired.values, Limit::DESIRED)?;
             let mut document = match mode {
-                Mode::Merge => desired.clone(),
+                Mode::Merge => desired,
                 Mode::Replace => next.desired.values.clone(),
             };
             document.insert("$version".into(), next.desired.version.into());
@@ -147,26 +165,38 @@ impl ServiceWrite {
         let body = body
             .as_object()
             .ok_or_else(|| HubError::argument("The twin must be a JSON object."))?;
-        let object = |value: Option<&Value>, what: &str| match value {
-            None | Some(Value::Null) => Ok(None),
+        let section = |value: Option<&Value>, what: &str| match value {
+            None => Ok(None),
+            Some(Value::Null) => Ok(Some(SectionWrite::Empty)),
             Some(Value::Object(object)) => {
                 let mut object = object.clone();
                 object.retain(|key, _| !matches!(key.as_str(), "$version" | "$metadata"));
-                Ok(Some(object))
+                Ok(Some(SectionWrite::Members(object)))
             }
             Some(_) => Err(HubError::argument(format!("{what} must be a JSON object."))),
         };
         let desired = match body.get("properties") {
             None | Some(Value::Null) => None,
             Some(Value::Object(properties)) => {
-                object(properties.get("desired"), "'properties.desired'")?
+                section(properties.get("desired"), "'properties.desired'")?
             }
             Some(_) => return Err(HubError::argument("'properties' must be a JSON object.")),
         };
         Ok(Self {
-            tags: object(body.get("tags"), "'tags'")?,
+            tags: section(body.get("tags"), "'tags'")?,
             desired,
         })
+    }
+
+    /// Checks each name and value; the sizes depend on what is there already.
+    pub(crate) fn check(&self) -> Result<(), HubError> {
+        let sections = [(&self.tags, "tags"), (&self.desired, "desired properties")];
+        for (section, name) in sections {
+            if let Some(SectionWrite::Members(members)) = section {
+                twin_limits::check(members, name)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -427,6 +457,64 @@ mod tests {
         twin.write(&desired(json!({ "b": 1 })), Mode::Replace, "T2")
             .unwrap();
         assert_eq!(twin.tags, object(json!({ "a": 1 })));
+    }
+
+    #[test]
+    fn a_section_that_is_null_is_emptied_and_one_that_is_absent_is_not() {
+        let mut twin = Twin::new("T0");
+        let both = json!({ "tags": { "a": 1 }, "properties": { "desired": { "b": 1 } } });
+        twin.write(&ServiceWrite::parse(&both).unwrap(), Mode::Merge, "T1")
+            .unwrap();
+        let tags = ServiceWrite::parse(&json!({ "tags": null })).unwrap();
+        assert_eq!(twin.write(&tags, Mode::Merge, "T2"), Ok(None));
+        assert_eq!(twin.tags, Object::new());
+        assert_eq!(twin.device_view()["desired"]["b"], 1);
+        let push = twin
+            .write(&desired(Value::Null), Mode::Merge, "T3")
+            .unwrap();
+        assert_eq!(push, Some(json!({ "$version": 3 })));
+        assert_eq!(twin.device_view()["desired"], json!({ "$version": 3 }));
+    }
+
+    #[test]
+    fn an_array_has_one_stamp_for_the_whole() {
+        let mut twin = Twin::new("T0");
+        twin.report(&json!({ "list": [{ "a": 1 }, [2]] }), None, "T1")
+            .unwrap();
+        assert_eq!(
+            twin.properties()["reported"]["$metadata"]["list"],
+            json!({ "$lastUpdated": "T1" })
+        );
+    }
+
+    #[test]
+    fn deleting_what_is_not_there_is_no_error_and_makes_a_version() {
+        let mut twin = Twin::new("T0");
+        let push = twin.write(
+            &desired(json!({ "gone": { "deep": null } })),
+            Mode::Merge,
+            "T1",
+        );
+        assert_eq!(push.unwrap().unwrap()["$version"], 2);
+        assert_eq!(
+            twin.device_view()["desired"],
+            json!({ "gone": {}, "$version": 2 })
+        );
+        assert_eq!(twin.report(&json!({ "gone": null }), None, "T2"), Ok(2));
+    }
+
+    #[test]
+    fn a_replace_stamps_everything_anew() {
+        let mut twin = Twin::new("T0");
+        twin.write(&desired(json!({ "a": 1, "b": 1 })), Mode::Merge, "T1")
+            .unwrap();
+        twin.write(&desired(json!({ "a": 1 })), Mode::Replace, "T2")
+            .unwrap();
+        assert_eq!(
+            twin.properties()["desired"]["$metadata"],
+            json!({ "$lastUpdated": "T2", "$lastUpdatedVersion": 3,
+                    "a": { "$lastUpdated": "T2", "$lastUpdatedVersion": 3 } })
+        );
     }
 
     #[test]

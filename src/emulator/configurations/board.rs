@@ -18,7 +18,7 @@ use crate::hub_error::{HubError, Kind};
 use crate::query::Page;
 use crate::start_error::StartError;
 use crate::store;
-use crate::twin::{Mode, ServiceWrite};
+use crate::twin::{Mode, SectionWrite, ServiceWrite};
 
 /// Changes within this time are dealt with together.
 const GATHER: Duration = Duration::from_millis(100);
@@ -205,7 +205,7 @@ impl Hub {
         if !patch.is_empty() {
             let write = ServiceWrite {
                 tags: None,
-                desired: Some(patch),
+                desired: Some(SectionWrite::Members(patch)),
             };
             match twin.write(&write, Mode::Merge, &clock::stamp()) {
                 Ok(written) => push = written,

@@ -9,7 +9,6 @@ use crate::methods::Call;
 use crate::query;
 use crate::registry;
 use crate::twin::ServiceWrite;
-use crate::twin_limits;
 
 /// How long a job may take when the request does not say.
 const MAX_EXECUTION_SECONDS: u64 = 3600;
@@ -143,16 +142,7 @@ impl Operation {
     fn check(&self) -> Result<(), HubError> {
         match self {
             Self::Method(call) => Call::parse(call).map(|_| ()),
-            Self::UpdateTwin(twin) => {
-                let write = ServiceWrite::parse(twin)?;
-                if let Some(tags) = &write.tags {
-                    twin_limits::check(tags, "tags")?;
-                }
-                if let Some(desired) = &write.desired {
-                    twin_limits::check(desired, "desired properties")?;
-                }
-                Ok(())
-            }
+            Self::UpdateTwin(twin) => ServiceWrite::parse(twin)?.check(),
         }
     }
 

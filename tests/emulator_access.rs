@@ -4,6 +4,8 @@
 
 #[path = "emulator_access/client.rs"]
 mod client;
+#[path = "emulator_access/dps.rs"]
+mod dps;
 #[path = "emulator_access/identity.rs"]
 mod identity;
 #[path = "emulator_access/sessions.rs"]

@@ -9,10 +9,13 @@ use tracing::info;
 use crate::certificates::{common_name, thumbprints};
 use crate::clock;
 use crate::device_ca::{Chain, DeviceCas};
+use crate::fault::FaultKind;
 use crate::hub::{Device, Hub, Link, Outgoing, State};
+use crate::hub_error::HubError;
 use crate::policies::Right;
 use crate::registry::Credentials;
 use crate::sas::Token;
+use crate::throttle::Operation;
 use crate::topics::Upstream;
 use crate::user_name::UserName;
 
@@ -29,24 +32,27 @@ pub(crate) struct Accepted {
 pub(crate) enum Proof {
     Token(Token),
     Certificate(Chain),
+    /// Nothing: it is let in on request, to stand in the device's place.
+    Impostor,
 }
 
 /// A CONNECT that was not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refused {
-    pub(crate) code: ConnectReturnCode,
+    /// What CONNACK says; without one the connection is just closed.
+    pub(crate) code: Option<ConnectReturnCode>,
     pub(crate) reason: String,
 }
 
 impl Refused {
     fn new(code: ConnectReturnCode, reason: impl Into<String>) -> Self {
         Self {
-            code,
+            code: Some(code),
             reason: reason.into(),
         }
     }
 
-    fn unauthorised(reason: impl Into<String>) -> Self {
+    pub(crate) fn unauthorised(reason: impl Into<String>) -> Self {
         Self::new(ConnectReturnCode::NotAuthorized, reason)
     }
 }
@@ -69,6 +75,7 @@ impl Proof {
             }
             // The chain was good when it connected.
             (Self::Certificate(_), Credentials::CertificateAuthority) => true,
+            (Self::Impostor, _) => true,
             (
                 Self::Token(_),
                 Credentials::SelfSigned { .. } | Credentials::CertificateAuthority,
@@ -102,13 +109,7 @@ impl Hub {
         connect: &Connect,
         chain: &Chain,
     ) -> Result<Accepted, Refused> {
-        if state.faults.is_down() {
-            let code = ConnectReturnCode::ServiceUnavailable;
-            return Err(Refused::new(code, "the hub is down on request"));
-        }
-        if let Some(code) = state.faults.next_refusal() {
-            return Err(Refused::new(return_code(code), "refused on request"));
-        }
+        self.admit_any(state, &connect.client_id)?;
         let id = connect.client_id.as_str();
         if id.is_empty() {
             let code = ConnectReturnCode::BadClientId;
@@ -196,6 +197,29 @@ impl Hub {
             inbox,
             until,
         })
+    }
+
+    /// What is asked of every CONNECT, also to provisioning: that no fault is in its way, and no throttle.
+    pub(crate) fn admit_any(&self, state: &mut State, client: &str) -> Result<(), Refused> {
+        let busy = ConnectReturnCode::ServiceUnavailable;
+        if state.faults.is_down() {
+            return Err(Refused::new(busy, "the hub is down on request"));
+        }
+        if let Some(fault) = self.strike(&mut state.faults, FaultKind::RefuseConnects, client) {
+            let code = return_code(fault.parameters.code);
+            return Err(Refused::new(code, "refused on request"));
+        }
+        if self
+            .strike(&mut state.faults, FaultKind::CloseConnects, client)
+            .is_some()
+        {
+            return Err(Refused {
+                code: None,
+                reason: "closed on request".to_owned(),
+            });
+        }
+        let throttled = |error: HubError| Refused::new(busy, error.message());
+        state.meters.take(Operation::Connect).map_err(throttled)
     }
 
     fn check_token(
@@ -309,12 +333,12 @@ fn check_certificate(cas: &DeviceCas, device: &Device, chain: &Chain) -> Result<
     Ok(())
 }
 
-fn return_code(code: u8) -> ConnectReturnCode {
+fn return_code(code: Option<u32>) -> ConnectReturnCode {
     match code {
-        1 => ConnectReturnCode::RefusedProtocolVersion,
-        2 => ConnectReturnCode::BadClientId,
-        4 => ConnectReturnCode::BadUserNamePassword,
-        5 => ConnectReturnCode::NotAuthorized,
+        Some(1) => ConnectReturnCode::RefusedProtocolVersion,
+        Some(2) => ConnectReturnCode::BadClientId,
+        Some(4) => ConnectReturnCode::BadUserNamePassword,
+        Some(5) => ConnectReturnCode::NotAuthorized,
         _ => ConnectReturnCode::ServiceUnavailable,
     }
 }

@@ -1,8 +1,6 @@
 //! The control interface, `/emulator/...` on the HTTPS port: faults and observers for `curl` and scripts.
 //! Only for callers on this machine; it needs no token.
 
-use std::time::Duration;
-
 use axum::body::Bytes;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
@@ -14,11 +12,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::certificates::{DeviceCertificate, LIFE_SECONDS};
-use crate::hub_error::HubError;
+use crate::dps_control;
+use crate::fault::{Fault, FaultError, TABLE};
+use crate::hub_error::{HubError, Kind};
 use crate::listen::Peer;
 use crate::rest::App;
+use crate::throttle::BadThrottle;
 
-/// What `GET /emulator` says.
+/// What `GET /emulator` says, before the faults.
 const HELP: &str = "\
 GET  /emulator/ready                               the line printed at start
 GET  /emulator/devices/ID                          connections, refusals, kept subscriptions
@@ -28,22 +29,32 @@ GET  /emulator/devices/ID/telemetry                the last 100 messages
 POST /emulator/certificates/ID[?seconds=60]        a certificate of the emulator's CA for devices, with its key
 POST /emulator/certificates/ID?self-signed=true    ... or a self-signed one, with its thumbprints
 POST /emulator/device-cas                          register the CAs of devices in the body (PEM)
-POST /emulator/devices/ID/drop                     close its connection
-POST /emulator/devices/ID/forget-session           its next connection has no subscriptions
-POST /emulator/outage?seconds=10                   go away, come back by itself
-POST /emulator/down                                go away until ...
-POST /emulator/up                                  ... told to come back
-POST /emulator/refuse-connects?count=3[&code=3]    refuse the next CONNECTs with this CONNACK code
-POST /emulator/delay-twin-answers?milliseconds=500 0 ends it
-POST /emulator/swallow-twin-answers?count=1        carry out the request, lose the answer
-POST /emulator/fail-twin-patches?count=1&status=429
-POST /emulator/expire-tokens                       every token used so far is expired, at once
+GET  /emulator/dps                                 provisioning: settings, enrolments, registrations
+POST /emulator/dps?polls=2&retry-after=1&assigned-hub=NAME    change the settings given
+PUT  /emulator/dps/enrollments/ID                  create or change an enrolment (JSON); DELETE removes it
+PUT  /emulator/dps/groups/NAME                     the same for a group
+GET  /emulator/dps/registrations/ID                how often it registered, and what it got
+POST /emulator/throttle?size=S1:2                  keep the throttles of a hub of this size; 'off' ends it
+GET  /emulator/faults                              faults in force, and what was throttled
 ";
+
+fn help() -> String {
+    let mut text = HELP.to_owned();
+    text.push_str("\nFaults. Without a device they are for every one; a count of 0 ends one.\n");
+    for row in TABLE {
+        text.push_str(&format!(
+            "POST /emulator/{}\n       {}\n",
+            row.usage(),
+            row.does
+        ));
+    }
+    text
+}
 
 /// The routes below `/emulator`.
 pub(crate) fn router(app: App) -> Router<App> {
     Router::new()
-        .route("/", get(async || HELP))
+        .route("/", get(async || help()))
         .route("/ready", get(ready))
         .route("/devices/{id}", get(device))
         .route("/devices/{id}/twin", get(twin))
@@ -53,14 +64,10 @@ pub(crate) fn router(app: App) -> Router<App> {
         .route("/device-cas", post(register_device_cas))
         .route("/devices/{id}/drop", post(drop_connection))
         .route("/devices/{id}/forget-session", post(forget_session))
-        .route("/outage", post(outage))
-        .route("/down", post(down))
-        .route("/up", post(up))
-        .route("/refuse-connects", post(refuse_connects))
-        .route("/delay-twin-answers", post(delay_twin_answers))
-        .route("/swallow-twin-answers", post(swallow_twin_answers))
-        .route("/fail-twin-patches", post(fail_twin_patches))
-        .route("/expire-tokens", post(expire_tokens))
+        .nest("/dps", dps_control::router())
+        .route("/throttle", post(throttle))
+        .route("/faults", get(faults))
+        .route("/{fault}", post(inject))
         .layer(middleware::from_fn(local_only))
         .with_state(app)
 }
@@ -150,96 +157,49 @@ async fn forget_session(
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<StatusCode, HubError> {
-    match app.hub.forget_session(&id) {
-        true => Ok(StatusCode::NO_CONTENT),
-        false => Err(HubError::no_device(&id)),
-    }
-}
-
-#[derive(Deserialize)]
-struct Seconds {
-    seconds: u32,
-}
-
-async fn outage(State(app): State<App>, Query(Seconds { seconds }): Query<Seconds>) -> StatusCode {
-    let time = Duration::from_secs(seconds.into());
-    app.hub.set_down(Some(Some(time)));
-    StatusCode::NO_CONTENT
-}
-
-async fn down(State(app): State<App>) -> StatusCode {
-    app.hub.set_down(Some(None));
-    StatusCode::NO_CONTENT
-}
-
-async fn up(State(app): State<App>) -> StatusCode {
-    app.hub.set_down(None);
-    StatusCode::NO_CONTENT
-}
-
-#[derive(Deserialize)]
-struct Refusals {
-    count: u32,
-    code: Option<u8>,
-}
-
-async fn refuse_connects(
-    State(app): State<App>,
-    Query(Refusals { count, code }): Query<Refusals>,
-) -> Result<StatusCode, HubError> {
-    let code = code.unwrap_or(3);
-    if !(1..=5).contains(&code) {
-        return Err(HubError::argument("'code' must be a CONNACK code, 1 to 5."));
-    }
-    app.hub.refuse_connects(count, code);
+    app.hub.forget_sessions(Some(&id))?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 #[derive(Deserialize)]
-struct Milliseconds {
-    milliseconds: u32,
+struct Size {
+    size: String,
 }
 
-async fn delay_twin_answers(
+async fn throttle(
     State(app): State<App>,
-    Query(Milliseconds { milliseconds }): Query<Milliseconds>,
-) -> StatusCode {
-    let delay = Duration::from_millis(milliseconds.into());
-    app.hub.delay_twin_answers(delay);
-    StatusCode::NO_CONTENT
-}
-
-#[derive(Deserialize)]
-struct Count {
-    count: u32,
-}
-
-async fn swallow_twin_answers(
-    State(app): State<App>,
-    Query(Count { count }): Query<Count>,
-) -> StatusCode {
-    app.hub.swallow_twin_answers(count);
-    StatusCode::NO_CONTENT
-}
-
-#[derive(Deserialize)]
-struct PatchFailures {
-    count: u32,
-    status: u16,
-}
-
-async fn fail_twin_patches(
-    State(app): State<App>,
-    Query(PatchFailures { count, status }): Query<PatchFailures>,
+    Query(Size { size }): Query<Size>,
 ) -> Result<StatusCode, HubError> {
-    if !(400..600).contains(&status) {
-        return Err(HubError::argument("'status' must be 400 to 599."));
-    }
-    app.hub.fail_twin_patches(count, status);
+    let throttle = match size.as_str() {
+        "off" => None,
+        size => Some(
+            size.parse()
+                .map_err(|error: BadThrottle| HubError::argument(error.to_string()))?,
+        ),
+    };
+    app.hub.lock().meters.set(throttle);
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn expire_tokens(State(app): State<App>) -> StatusCode {
-    app.hub.expire_tokens().await;
-    StatusCode::NO_CONTENT
+async fn faults(State(app): State<App>) -> Json<Value> {
+    Json(app.hub.trouble())
+}
+
+async fn inject(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    Query(parameters): Query<Vec<(String, String)>>,
+) -> Result<StatusCode, HubError> {
+    let parameters = parameters
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    let fault = Fault::parse(&name, parameters).map_err(|error| {
+        let kind = match error {
+            FaultError::Unknown { .. } => Kind::NotFound,
+            _ => Kind::ArgumentInvalid,
+        };
+        HubError::new(kind, error.to_string())
+    })?;
+    app.hub.inject(fault).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
 use crate::device_ca::DeviceCas;
+use crate::fault::{Fault, FaultKind, Parameters};
 use crate::hub::{Hub, IfMatch};
 use crate::hub_error::HubError;
 use crate::listen;
@@ -24,6 +25,7 @@ use crate::policies::{OWNER, Policies};
 use crate::rest;
 use crate::start_error::StartError;
 use crate::store::{Store, write_atomically};
+use crate::throttle::Throttle;
 use crate::twin::Mode;
 use crate::wire_log::WireLog;
 
@@ -105,6 +107,17 @@ impl Emulator {
         }
         let certificates =
             hub.ensure_x509_devices(&options.x509_devices, &directory.join("certificates"))?;
+        let dps = hub.open_dps(&options)?;
+        hub.lock().meters.set(options.throttle);
+        for fault in options.faults {
+            let shown = fault.to_string();
+            hub.inject(fault)
+                .await
+                .map_err(|source| StartError::Fault {
+                    fault: shown,
+                    source,
+                })?;
+        }
         let service_host = match https_port {
             443 => options.hub_name.clone(),
             port => format!("{}:{port}", options.hub_name),
@@ -121,10 +134,10 @@ impl Emulator {
             ),
             devices: connection_strings(&hub),
             certificates,
-            dps: None,
+            dps: Some(dps),
         });
 
-        let stop = CancellationToken::new();
+        let stop = hub.stop.clone();
         let router = rest::router(rest::App {
             hub: hub.clone(),
             ready: ready.clone(),
@@ -192,33 +205,72 @@ impl Emulator {
 
     /// Refuses the next `count` CONNECTs with CONNACK 3, "server unavailable".
     pub fn refuse_connects(&self, count: u32) {
-        self.hub.refuse_connects(count, 3);
+        self.refuse_connects_with(count, 3);
     }
 
     /// Refuses the next `count` CONNECTs with this CONNACK code (1 to 5; others count as 3).
     pub fn refuse_connects_with(&self, count: u32, code: u8) {
-        self.hub.refuse_connects(count, code);
+        let code = Some(code.into());
+        self.set(
+            FaultKind::RefuseConnects,
+            Parameters {
+                code,
+                ..Parameters::count(count)
+            },
+        );
     }
 
     /// Holds back each twin answer for `delay`; zero ends it.
     pub fn delay_twin_answers(&self, delay: Duration) {
-        self.hub.delay_twin_answers(delay);
+        let milliseconds = Some(delay.as_millis().try_into().unwrap_or(u32::MAX));
+        let delay = Parameters {
+            milliseconds,
+            ..Parameters::default()
+        };
+        self.set(FaultKind::DelayTwinAnswers, delay);
     }
 
     /// Carries out the next `count` twin requests but loses their answers.
     pub fn swallow_twin_answers(&self, count: u32) {
-        self.hub.swallow_twin_answers(count);
+        self.set(FaultKind::SwallowTwinAnswers, Parameters::count(count));
     }
 
     /// Refuses the next `count` reported patches with this status (429, 500 and so on).
     pub fn fail_twin_patches(&self, count: u32, status: u16) {
-        self.hub.fail_twin_patches(count, status);
+        let status = Some(status.into());
+        self.set(
+            FaultKind::FailTwinPatches,
+            Parameters {
+                status,
+                ..Parameters::count(count)
+            },
+        );
+    }
+
+    fn set(&self, kind: FaultKind, parameters: Parameters) {
+        self.hub.set_fault(Fault::new(kind, parameters));
+    }
+
+    /// Puts any fault in force, such as `"fail-twin-reads=2,status=503,device=pi-01".parse()?`. Waits
+    /// only for `expire-tokens`. Refuses a fault for a device that is not there to suffer it now.
+    pub async fn inject(&self, fault: Fault) -> Result<(), HubError> {
+        self.hub.inject(fault).await
+    }
+
+    /// What faults are in force, as `GET /emulator/faults`.
+    pub fn faults(&self) -> Value {
+        self.hub.trouble()
+    }
+
+    /// Keeps the throttles of a hub of this size from now on; `None` keeps none.
+    pub fn throttle(&self, throttle: Option<Throttle>) {
+        self.hub.lock().meters.set(throttle);
     }
 
     /// Forgets what `device` subscribed to: its next connection starts without subscriptions. A live
     /// connection goes on as it is. Whether the device is known.
     pub fn forget_session(&self, device: &str) -> bool {
-        self.hub.forget_session(device)
+        self.hub.forget_sessions(Some(device)).is_ok()
     }
 
     /// Declares every token used so far expired: connections that use one are closed with no grace, and a

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::connect::Proof;
 use crate::device_ca::DeviceCas;
+use crate::dps::Dps;
 use crate::faults::Faults;
 use crate::hub_error::{HubError, Kind};
 use crate::policies::Policies;
@@ -19,7 +22,8 @@ use crate::query_parse;
 use crate::query_run;
 use crate::registry::Identity;
 use crate::store::Store;
-use crate::topics::{self, Filter};
+use crate::throttle::Meters;
+use crate::topics::Filter;
 use crate::twin::{Mode, ServiceWrite, Twin};
 use crate::wire_log::WireLog;
 
@@ -31,6 +35,9 @@ pub(crate) struct Hub {
     pub(crate) name: String,
     pub(crate) token_grace: Duration,
     pub(crate) wire: WireLog,
+    /// Ends what [`Hub::spawn`] started, and everything else of the emulator.
+    pub(crate) stop: CancellationToken,
+    runtime: Handle,
     state: Mutex<State>,
     store: Option<Store>,
     changes: watch::Sender<u64>,
@@ -42,6 +49,8 @@ pub(crate) struct State {
     pub(crate) devices: BTreeMap<String, Device>,
     pub(crate) device_cas: DeviceCas,
     pub(crate) faults: Faults,
+    pub(crate) meters: Meters,
+    pub(crate) dps: Dps,
     pub(crate) tokens: Tokens,
     pub(crate) last_link: u64,
 }
@@ -63,6 +72,8 @@ pub(crate) struct Device {
     pub(crate) refusals: u64,
     pub(crate) reported_history: Vec<Value>,
     pub(crate) telemetry: VecDeque<Value>,
+    /// The last change of the desired properties: version and what was pushed.
+    pub(crate) last_push: Option<(u64, String)>,
     connection_state_updated: String,
 }
 
@@ -123,6 +134,7 @@ impl Device {
             refusals: 0,
             reported_history: Vec::new(),
             telemetry: VecDeque::new(),
+            last_push: None,
             connection_state_updated: clock::NO_DATE.to_owned(),
         }
     }
@@ -244,11 +256,15 @@ impl Hub {
             name,
             token_grace,
             wire,
+            stop: CancellationToken::new(),
+            runtime: Handle::current(),
             state: Mutex::new(State {
                 policies,
                 devices,
                 device_cas,
                 faults: Faults::default(),
+                meters: Meters::default(),
+                dps: Dps::default(),
                 tokens: Tokens::default(),
                 last_link: 0,
             }),
@@ -269,6 +285,22 @@ impl Hub {
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Lets `task` run until it ends or the emulator stops.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// The state directory, with `--state`.
+    pub(crate) fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
     }
 
     /// Makes a device's record durable (with `--state`) and wakes who waits.
@@ -391,18 +423,11 @@ impl Hub {
     ) -> Result<Value, HubError> {
         let write = ServiceWrite::parse(body)?;
         let mut state = self.lock();
-        let device = state.device_mut(id)?;
+        let state = &mut *state;
+        let device = (state.devices.get_mut(id)).ok_or_else(|| HubError::no_device(id))?;
         condition.check(&device.record.twin.etag(), "the twin's etag")?;
-        let push = device.record.twin.write(&write, mode, &clock::stamp())?;
-        if let (Some(push), Some(link)) = (push, &device.link)
-            && link.subscriptions.contains_key(&Filter::DesiredChanges)
-        {
-            let version = push["$version"].as_u64().unwrap_or_default();
-            // A send fails only when the connection is ending; a push is lost then, as on the real hub.
-            let _ = link.outbox.send(Outgoing::Publish {
-                topic: topics::desired_change(version),
-                payload: push.to_string().into_bytes(),
-            });
+        if let Some(push) = device.record.twin.write(&write, mode, &clock::stamp())? {
+            self.push_desired(device, &mut state.faults, &push);
         }
         self.save(&device.record);
         Ok(device.twin_document())

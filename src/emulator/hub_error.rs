@@ -14,6 +14,7 @@ pub struct HubError {
     kind: Kind,
     message: String,
     info: Option<Value>,
+    retry_after: Option<u32>,
 }
 
 /// The refusals this emulator knows.
@@ -32,9 +33,10 @@ pub enum Kind {
     DeviceAlreadyExists,
     PreconditionFailed,
     MessageTooLarge,
+    ThrottlingException,
     BadDeviceAnswer,
     GatewayTimeout,
-    /// A status asked for by the fault `fail_twin_patches`.
+    /// A status asked for by a fault such as `fail-twin-patches`.
     Injected(u16),
 }
 
@@ -50,6 +52,7 @@ impl Kind {
             Self::DeviceAlreadyExists => 409,
             Self::PreconditionFailed => 412,
             Self::MessageTooLarge => 413,
+            Self::ThrottlingException => 429,
             Self::BadDeviceAnswer => 502,
             Self::GatewayTimeout => 504,
             Self::Injected(status) => status,
@@ -70,6 +73,7 @@ impl Kind {
             Self::DeviceAlreadyExists => 409_001,
             Self::PreconditionFailed => 412_001,
             Self::MessageTooLarge => 413_001,
+            Self::ThrottlingException => 429_001,
             Self::BadDeviceAnswer => 502_000,
             Self::GatewayTimeout => 504_101,
             Self::Injected(429) => 429_001,
@@ -91,6 +95,7 @@ impl Kind {
             Self::DeviceAlreadyExists => "DeviceAlreadyExists",
             Self::PreconditionFailed => "PreconditionFailed",
             Self::MessageTooLarge => "MessageTooLarge",
+            Self::ThrottlingException => "ThrottlingException",
             Self::BadDeviceAnswer => "GenericBadGateway",
             Self::GatewayTimeout => "GatewayTimeout",
             Self::Injected(429) => "ThrottlingException",
@@ -105,7 +110,14 @@ impl HubError {
             kind,
             message: message.into(),
             info: None,
+            retry_after: None,
         }
+    }
+
+    /// Tells the caller to come again in so many seconds.
+    pub(crate) fn with_retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
     }
 
     pub(crate) fn with_info(mut self, info: Value) -> Self {
@@ -134,6 +146,11 @@ impl HubError {
     /// What went wrong, in IoT Hub's terms.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// In how many seconds the caller may come again, if it is told.
+    pub fn retry_after(&self) -> Option<u32> {
+        self.retry_after
     }
 
     /// The text for people.
@@ -203,6 +220,7 @@ mod tests {
             Kind::ArgumentInvalid,
             Kind::DeviceNotOnline,
             Kind::GatewayTimeout,
+            Kind::ThrottlingException,
             Kind::Injected(429),
             Kind::Injected(503),
         ] {

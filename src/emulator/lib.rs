@@ -1,7 +1,7 @@
 //! A local Azure IoT Hub, for demos, tests and development.
 //!
 //! It serves the device side (MQTT 3.1.1 over TLS and over WebSocket, shared access signatures and
-//! certificates, kept sessions, twins, direct methods) and the service side (REST: registry,
+//! certificates, provisioning, kept sessions, twins, direct methods) and the service side (REST: registry,
 //! twins, methods, queries) well enough that the official SDKs run against it unmodified, and it makes
 //! things go wrong on request. It shares no protocol code with the daemon but the MQTT packet codec of a
 //! library, so that a misread specification cannot cancel out.
@@ -21,16 +21,24 @@
 
 mod ca;
 mod certificates;
+mod chaos;
 mod clock;
 mod connect;
 mod control;
+mod desired;
 mod device_ca;
 mod device_side;
+mod dps;
+mod dps_control;
+mod dps_side;
 mod emulator;
+mod enrollment;
+mod fault;
 mod faults;
 mod hub;
 mod hub_error;
 mod identities;
+mod impostor;
 mod listen;
 mod methods;
 mod mqtt;
@@ -45,6 +53,7 @@ mod rest;
 mod sas;
 mod start_error;
 mod store;
+mod throttle;
 mod topics;
 mod twin;
 mod twin_limits;
@@ -54,8 +63,10 @@ mod wire_log;
 
 pub use certificates::DeviceCertificate;
 pub use emulator::Emulator;
+pub use fault::{Fault, FaultError};
 pub use hub_error::{HubError, Kind};
 pub use methods::MethodAnswer;
-pub use options::{CertificateFiles, DeviceSpec, Dps, Options, Ready};
-pub use sas::sign;
+pub use options::{CertificateFiles, DeviceSpec, DpsReady, Options, Ready};
+pub use sas::{derive_key, sign};
 pub use start_error::StartError;
+pub use throttle::{BadThrottle, Throttle, Tier};

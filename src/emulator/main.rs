@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use iothub_emulator::{DeviceSpec, Emulator, Options};
+use iothub_emulator::{DeviceSpec, Emulator, Fault, Options, Throttle};
 use tokio::signal::unix::{SignalKind, signal};
 
 const FIRST_SESSION: &str = "\
@@ -67,6 +67,24 @@ struct Arguments {
     /// Let devices show certificates that lead to the CAs in this file (PEM); may be repeated
     #[arg(long = "device-ca", value_name = "FILE")]
     device_cas: Vec<PathBuf>,
+    /// Enrol a registration id for provisioning (DPS), with this primary key (base64) or a new one; may be
+    /// repeated. The group "keys" takes any id with a key derived from the group key
+    #[arg(long = "enroll", value_name = "ID[=KEY]")]
+    enrollments: Vec<DeviceSpec>,
+    /// The key of the group "keys", from which device keys are derived
+    #[arg(long, value_name = "KEY")]
+    dps_group_key: Option<String>,
+    /// The id scope of provisioning
+    #[arg(long, value_name = "SCOPE")]
+    id_scope: Option<String>,
+    /// Keep the throttles of a hub of this size: F1, S1, S2 or S3; ",no-retry-after" leaves that out of
+    /// refused twin requests
+    #[arg(long, value_name = "TIER[:UNITS]")]
+    throttle: Option<Throttle>,
+    /// Start with this fault in force, such as refuse-connects=3,code=5; may be repeated. GET /emulator
+    /// lists all
+    #[arg(long = "fault", value_name = "FAULT")]
+    faults: Vec<Fault>,
     /// Append one line for each MQTT packet and each HTTP request, without secrets
     #[arg(long, value_name = "FILE")]
     wire_log: Option<PathBuf>,
@@ -113,6 +131,11 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         devices: arguments.devices,
         x509_devices: arguments.x509_devices,
         device_cas: arguments.device_cas,
+        enrollments: arguments.enrollments,
+        dps_group_key: arguments.dps_group_key,
+        id_scope: arguments.id_scope,
+        throttle: arguments.throttle,
+        faults: arguments.faults,
         wire_log: arguments.wire_log,
         ready_file: arguments.ready_file,
         ..Options::default()

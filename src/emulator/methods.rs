@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use crate::fault::FaultKind;
 use crate::hub::{Hub, Outgoing};
 use crate::hub_error::{HubError, Kind};
 use crate::topics::{self, Filter};
@@ -130,7 +131,8 @@ impl Hub {
 
     fn send_request(&self, id: &str, call: &Call) -> Result<Option<Sent>, HubError> {
         let mut state = self.lock();
-        let device = state.device_mut(id)?;
+        let state = &mut *state;
+        let device = (state.devices.get_mut(id)).ok_or_else(|| HubError::no_device(id))?;
         let Some(link) = &mut device.link else {
             return Ok(None);
         };
@@ -143,7 +145,8 @@ impl Hub {
             topic: topics::method_request(&call.name, &rid),
             payload: call.payload.to_string().into_bytes(),
         };
-        if link.outbox.send(request).is_err() {
+        let delay = self.strike(&mut state.faults, FaultKind::DelayMethods, id);
+        if !link.send_after(delay.map(|fault| fault.delay()), request) {
             // The connection's task has ended and is about to say so.
             return Ok(None);
         }

@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::clock;
-use crate::connect::Accepted;
+use crate::connect::{Accepted, Refused};
 use crate::device_ca::Chain;
+use crate::dps_side::Registrant;
 use crate::hub::{Hub, Outgoing};
 
 /// Largest packet a device may send.
@@ -49,15 +50,16 @@ where
     }
 }
 
-struct Connection<S> {
-    hub: Arc<Hub>,
-    framed: Framed<S, Codec>,
+/// A client's connection.
+pub(crate) struct Connection<S> {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) framed: Framed<S, Codec>,
     /// The client id, for the logs.
     name: String,
 }
 
 /// How a connection ended.
-enum End {
+pub(crate) enum End {
     /// The client said DISCONNECT.
     Clean,
     /// For this reason.
@@ -69,19 +71,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let Some(connect) = self.first_packet().await else {
             return;
         };
-        self.name.clone_from(&connect.client_id);
+        let provisioning = Registrant::of(&connect);
+        self.name = match &provisioning {
+            Some(_) => format!("dps/{}", connect.client_id),
+            None => connect.client_id.clone(),
+        };
         let received = Packet::Connect(connect.clone());
         self.hub.wire.received(&self.name, &received);
+        if let (Protocol::V4, Some(registrant)) = (connect.protocol, provisioning) {
+            return match self.provision(&connect, registrant, chain).await {
+                Ok(end) => self.note_end(&end),
+                Err(refused) => self.refuse(&refused).await,
+            };
+        }
         let accepted = match connect.protocol {
             Protocol::V4 => self.hub.connect(&connect, &chain),
-            Protocol::V5 => return self.refuse(ConnectReturnCode::RefusedProtocolVersion).await,
+            Protocol::V5 => {
+                return self
+                    .refuse_code(ConnectReturnCode::RefusedProtocolVersion)
+                    .await;
+            }
         };
         let accepted = match accepted {
             Ok(accepted) => accepted,
-            Err(refused) => {
-                self.hub.wire.note(&self.name, &refused.reason);
-                return self.refuse(refused.code).await;
-            }
+            Err(refused) => return self.refuse(&refused).await,
         };
         info!("'{}' connected", accepted.device);
         let (device, link) = (accepted.device.clone(), accepted.link);
@@ -92,11 +105,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             link,
             clean: false,
         };
-        match self.converse(&connect, accepted).await {
-            End::Clean => {
-                farewell.clean = true;
-                info!("'{}' disconnected", self.name);
-            }
+        let end = self.converse(&connect, accepted).await;
+        farewell.clean = matches!(end, End::Clean);
+        self.note_end(&end);
+    }
+
+    fn note_end(&self, end: &End) {
+        match end {
+            End::Clean => info!("'{}' disconnected", self.name),
             End::Abrupt(reason) => {
                 self.hub.wire.note(&self.name, &format!("closed: {reason}"));
                 info!("closed the connection of '{}': {reason}", self.name);
@@ -109,7 +125,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok(Some(Ok(Packet::Connect(connect)))) => Some(connect),
             Ok(Some(Err(CodecError::InvalidProtocolLevel(level)))) => {
                 debug!("a client speaks MQTT protocol level {level}");
-                self.refuse(ConnectReturnCode::RefusedProtocolVersion).await;
+                self.refuse_code(ConnectReturnCode::RefusedProtocolVersion)
+                    .await;
                 None
             }
             Ok(Some(Ok(packet))) => {
@@ -124,16 +141,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    async fn refuse(&mut self, code: ConnectReturnCode) {
+    async fn refuse(&mut self, refused: &Refused) {
+        self.hub.wire.note(&self.name, &refused.reason);
+        if let Some(code) = refused.code {
+            self.refuse_code(code).await;
+        }
+    }
+
+    async fn refuse_code(&mut self, code: ConnectReturnCode) {
         // If it does not arrive the client sees a close, which also says no.
         let _ = self.send(Packet::ConnAck(ConnAck::new(code, false))).await;
         let _ = timeout(PATIENCE, SinkExt::<Packet>::close(&mut self.framed)).await;
     }
 
     async fn converse(&mut self, connect: &Connect, mut accepted: Accepted) -> End {
-        // The official SDKs are served a 0 here too; a kept session works all the same.
-        let ack = Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false));
-        if let Err(reason) = self.send(ack).await {
+        if let Err(reason) = self.welcome().await {
             return End::Abrupt(reason);
         }
         let silence = longest_silence(connect.keep_alive);
@@ -144,6 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 .min(FAR_FUTURE)
         });
         let expired_at = Instant::now() + expired_at;
+        let mut held_until = None;
         loop {
             let outcome = tokio::select! {
                 // In this order, so that a close is not kept waiting by a busy client.
@@ -161,9 +184,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     "nothing was heard for {} s, 1.5 times the keep-alive",
                     silence.as_secs()
                 )),
-                packet = self.framed.next() => {
-                    silent_at = Instant::now() + silence;
-                    self.received(&accepted, packet).await
+                () = sleep_until(held_until.unwrap_or(silent_at)), if held_until.is_some() => {
+                    held_until = None;
+                    Ok(false)
+                }
+                packet = self.framed.next(), if held_until.is_none() => {
+                    let received = self.received(&accepted, packet).await;
+                    let now = Instant::now();
+                    let hold = received.as_ref().ok().copied().flatten().unwrap_or_default();
+                    held_until = (!hold.is_zero()).then(|| now + hold);
+                    silent_at = now + hold + silence;
+                    received.map(|received| received.is_none())
                 }
             };
             match outcome {
@@ -174,12 +205,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Handles what came from the client; true after a DISCONNECT.
+    /// Handles what came from the client: how long not to read on, or `None` after a DISCONNECT.
     async fn received(
         &mut self,
         accepted: &Accepted,
         packet: Option<Result<Packet, CodecError>>,
-    ) -> Result<bool, String> {
+    ) -> Result<Option<Duration>, String> {
+        let Some(packet) = self.read(packet)? else {
+            return Ok(None);
+        };
+        let replies = self
+            .hub
+            .receive(&accepted.device, accepted.link, packet)
+            .map_err(|offence| offence.0)?;
+        for reply in replies.packets {
+            self.send(reply).await?;
+        }
+        Ok(Some(replies.hold))
+    }
+
+    /// A packet, noted; `None` for a DISCONNECT, and in words what is none.
+    pub(crate) fn read(
+        &self,
+        packet: Option<Result<Packet, CodecError>>,
+    ) -> Result<Option<Packet>, String> {
         let packet = match packet {
             None => return Err("the device closed it".to_owned()),
             Some(Err(CodecError::Io(error))) => return Err(format!("the device is gone: {error}")),
@@ -187,20 +236,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Some(Ok(packet)) => packet,
         };
         self.hub.wire.received(&self.name, &packet);
-        if packet == Packet::Disconnect {
-            return Ok(true);
-        }
-        let replies = self
-            .hub
-            .receive(&accepted.device, accepted.link, packet)
-            .map_err(|offence| offence.0)?;
-        for reply in replies {
-            self.send(reply).await?;
-        }
-        Ok(false)
+        Ok((packet != Packet::Disconnect).then_some(packet))
     }
 
-    async fn send(&mut self, packet: Packet) -> Result<(), String> {
+    /// Tells the client that it is in.
+    pub(crate) async fn welcome(&mut self) -> Result<(), String> {
+        // The official SDKs are served a 0 here too; a kept session works all the same.
+        let ack = ConnAck::new(ConnectReturnCode::Success, false);
+        self.send(Packet::ConnAck(ack)).await
+    }
+
+    pub(crate) async fn send(&mut self, packet: Packet) -> Result<(), String> {
         self.hub.wire.sent(&self.name, &packet);
         match timeout(PATIENCE, self.framed.send(packet)).await {
             Ok(Ok(())) => Ok(()),
@@ -223,7 +269,8 @@ impl Drop for Farewell {
     }
 }
 
-fn longest_silence(keep_alive: u16) -> Duration {
+/// How long a client with this keep-alive may be silent.
+pub(crate) fn longest_silence(keep_alive: u16) -> Duration {
     match keep_alive {
         0 => LONGEST_SILENCE,
         seconds => (Duration::from_secs(seconds.into()) * 3 / 2).min(LONGEST_SILENCE),

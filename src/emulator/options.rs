@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault::Fault;
+use crate::throttle::Throttle;
+
 /// How an emulator is started. The default takes free ports on 127.0.0.1 and keeps nothing.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -27,6 +30,16 @@ pub struct Options {
     pub x509_devices: Vec<String>,
     /// Files with CAs, in PEM, whose certificates devices may show.
     pub device_cas: Vec<PathBuf>,
+    /// Individual enrolments, with their key, for the provisioning service.
+    pub enrollments: Vec<DeviceSpec>,
+    /// The key of the group `keys`, from which device keys are derived; one is made when absent.
+    pub dps_group_key: Option<String>,
+    /// The id scope of the provisioning service; one is made when absent.
+    pub id_scope: Option<String>,
+    /// The throttles to keep; none when absent.
+    pub throttle: Option<Throttle>,
+    /// Faults in force from the start.
+    pub faults: Vec<Fault>,
     /// Where to append one line for each packet.
     pub wire_log: Option<PathBuf>,
     /// Where to write [`Ready`] as one line of JSON once the emulator serves.
@@ -80,6 +93,11 @@ impl Default for Options {
             devices: Vec::new(),
             x509_devices: Vec::new(),
             device_cas: Vec::new(),
+            enrollments: Vec::new(),
+            dps_group_key: None,
+            id_scope: None,
+            throttle: None,
+            faults: Vec::new(),
             wire_log: None,
             ready_file: None,
             token_grace: Self::TOKEN_GRACE,
@@ -132,8 +150,8 @@ pub struct Ready {
     pub devices: BTreeMap<String, String>,
     /// Certificate and key of each of [`Options::x509_devices`], by device id.
     pub certificates: BTreeMap<String, CertificateFiles>,
-    /// How to provision devices; null, as this is not served yet.
-    pub dps: Option<Dps>,
+    /// How devices provision themselves.
+    pub dps: Option<DpsReady>,
 }
 
 impl std::fmt::Debug for Ready {
@@ -159,16 +177,18 @@ pub struct CertificateFiles {
     pub private_key_file: PathBuf,
 }
 
-/// What a device needs to provision itself.
+/// What a device needs to provision itself. The service is on the hub's own ports.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Dps {
-    /// Host and port.
+pub struct DpsReady {
+    /// The host name; the ports are [`Ready::mqtt_port`] and [`Ready::https_port`].
     pub host: String,
     /// The scope of the registrations.
     pub id_scope: String,
-    /// The key from which device keys are derived.
+    /// The key from which device keys are derived, in base64.
     pub group_key: String,
+    /// The primary key of each individual enrolment that has keys, by registration id.
+    pub enrollments: BTreeMap<String, String>,
 }
 
 #[cfg(test)]

@@ -56,6 +56,13 @@ impl Identity {
         })
     }
 
+    /// A new, enabled device with these credentials.
+    pub(crate) fn with(id: &str, credentials: Credentials) -> Result<Self, HubError> {
+        let mut identity = Self::new(id, None)?;
+        identity.credentials = credentials;
+        Ok(identity)
+    }
+
     /// The identity that `PUT /devices/{id}` with `body` makes, out of `old` if there is one.
     pub(crate) fn from_body(id: &str, body: &Value, old: Option<&Self>) -> Result<Self, HubError> {
         check_id(id)?;
@@ -246,7 +253,8 @@ pub(crate) fn check_id(id: &str) -> Result<(), HubError> {
     )))
 }
 
-fn check_key(key: &str) -> Result<(), HubError> {
+/// Refuses what is no symmetric key.
+pub(crate) fn check_key(key: &str) -> Result<(), HubError> {
     match BASE64_STANDARD.decode(key) {
         Ok(bytes) if (16..=64).contains(&bytes.len()) => Ok(()),
         _ => Err(HubError::argument(
@@ -255,7 +263,8 @@ fn check_key(key: &str) -> Result<(), HubError> {
     }
 }
 
-fn check_thumbprint(print: &str) -> Result<(), HubError> {
+/// Refuses what is no thumbprint.
+pub(crate) fn check_thumbprint(print: &str) -> Result<(), HubError> {
     let hex = print.bytes().all(|byte| byte.is_ascii_hexdigit());
     if hex && matches!(print.len(), 40 | 64) {
         return Ok(());

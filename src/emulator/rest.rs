@@ -1,7 +1,7 @@
 //! The service side: registry, twins, methods and queries over REST, as the service SDKs call them.
 //!
 //! Not served yet, and so answered 404 in the hub's own shape like every unknown path: modules, bulk
-//! registry operations, jobs (`/jobs/v2`), configurations and provisioning. Their routes belong here.
+//! registry operations, jobs (`/jobs/v2`) and configurations. Their routes belong here.
 
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ use crate::options::Ready;
 use crate::paging;
 use crate::policies::Right;
 use crate::sas::Token;
+use crate::throttle::Operation;
 use crate::twin::Mode;
 use crate::websocket;
 
@@ -74,6 +75,9 @@ impl IntoResponse for HubError {
             "iothub-errorcode",
             HeaderValue::from_static(self.kind().name()),
         );
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         if let Ok(id) = HeaderValue::from_str(&clock::new_tracking_id()) {
             headers.insert("x-ms-request-id", id);
         }
@@ -120,7 +124,7 @@ impl FromRequestParts<App> for Caller {
             .and_then(|value| value.to_str().ok())
             .ok_or_else(|| unauthorised("there is no Authorization header"))?;
         let token = Token::parse(token).map_err(|error| unauthorised(&error.to_string()))?;
-        let state = app.hub.lock();
+        let mut state = app.hub.lock();
         let rights = state
             .policies
             .rights_of(&token)
@@ -131,8 +135,20 @@ impl FromRequestParts<App> for Caller {
         if token.expiry <= clock::unix_seconds() {
             return Err(unauthorised("the token has expired"));
         }
-        Ok(Self(rights.to_vec()))
+        let caller = Self(rights.to_vec());
+        if let Some(operation) = operation(parts) {
+            state.meters.take(operation)?;
+        }
+        Ok(caller)
     }
+}
+
+/// What the request counts as for the throttle.
+fn operation(parts: &Parts) -> Option<Operation> {
+    let bytes = parts.headers.get(header::CONTENT_LENGTH);
+    let bytes = bytes.and_then(|value| value.to_str().ok()?.parse().ok());
+    let (method, path) = (parts.method.as_str(), parts.uri.path());
+    Operation::of_request(method, path, bytes.unwrap_or_default())
 }
 
 fn is_api_version(text: &str) -> bool {

@@ -108,6 +108,14 @@ pub fn sign(resource: &str, key: &str, expiry: u64, policy: Option<&str>) -> Opt
     Some(token)
 }
 
+/// The key of the device with this registration id in an enrolment group with key `group_key` (base64);
+/// `None` when that is not base64. Registration ids are lower case.
+pub fn derive_key(group_key: &str, registration_id: &str) -> Option<String> {
+    let key = BASE64_STANDARD.decode(group_key).ok()?;
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+    Some(BASE64_STANDARD.encode(hmac::sign(&key, registration_id.as_bytes())))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -156,6 +164,18 @@ mod tests {
         assert!(token.signed_by(KEY));
         assert_eq!(token.policy.as_deref(), Some("service"));
         assert!(!token.signed_by(&BASE64_STANDARD.encode([7; 32])));
+    }
+
+    #[test]
+    fn the_published_vectors_of_provisioning_are_reproduced() {
+        let key = derive_key(KEY, "pi-01").unwrap();
+        assert_eq!(key, "zNWyUAF+tvKhuUBBtICaIu069QlXARJJEQL4RENkIQY=");
+        let resource = "0ne00000001/registrations/pi-01";
+        assert_eq!(
+            sign(resource, &key, 1_700_000_000, Some("registration")).unwrap(),
+            "SharedAccessSignature sr=0ne00000001%2Fregistrations%2Fpi-01&\
+             sig=1L9L0SZ2fJVCrM%2Buol94l5OWVhbPiiEZXg3k2ysMomU%3D&se=1700000000&skn=registration"
+        );
     }
 
     #[test]

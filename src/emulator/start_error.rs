@@ -71,8 +71,17 @@ pub enum StartError {
     /// TLS could not be set up.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
-    /// A device of the options cannot be registered.
-    #[error("cannot register the device '{id}'")]
+    /// A fault of the options cannot be put in force.
+    #[error("cannot put the fault '{fault}' in force")]
+    Fault {
+        /// Which.
+        fault: String,
+        /// Why.
+        #[source]
+        source: HubError,
+    },
+    /// A device or enrolment of the options cannot be registered.
+    #[error("cannot register '{id}'")]
     Device {
         /// Its id.
         id: String,
@@ -107,6 +116,7 @@ impl StartError {
             Self::DeviceCa { .. } => "emulator-device-ca",
             Self::Certificate { .. } => "emulator-certificate",
             Self::Tls(_) => "emulator-tls",
+            Self::Fault { .. } => "emulator-fault",
             Self::Device { .. } => "emulator-device",
             Self::Output { .. } => "emulator-output",
             Self::Temporary(_) => "emulator-temporary",

@@ -17,6 +17,7 @@ use crate::start_error::StartError;
 
 /// A state directory in use.
 pub(crate) struct Store {
+    root: PathBuf,
     devices: PathBuf,
 }
 
@@ -35,22 +36,38 @@ impl Store {
                 policies
             }
         };
-        let mut records = Vec::new();
-        let entries =
-            fs::read_dir(&devices).map_err(|source| StartError::state(&devices, source))?;
-        for entry in entries {
-            let path = entry
-                .map_err(|source| StartError::state(&devices, source))?
-                .path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "json")
-                && let Some(record) = read(&path)?
-            {
-                records.push(record);
-            }
+        let records = read_all(&devices)?;
+        let root = directory.to_owned();
+        Ok((Self { root, devices }, policies, records))
+    }
+
+    /// Reads the file called `name`, if it is there.
+    pub(crate) fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StartError> {
+        read(&self.root.join(name))
+    }
+
+    /// Reads every file of a folder, in no order; none when it is not there.
+    pub(crate) fn load_all<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>, StartError> {
+        let folder = self.root.join(folder);
+        match folder.exists() {
+            true => read_all(&folder),
+            false => Ok(Vec::new()),
         }
-        Ok((Self { devices }, policies, records))
+    }
+
+    /// Writes a file called `name`. A failure is logged: the hub goes on from memory.
+    pub(crate) fn save(&self, name: &str, value: &impl serde::Serialize) {
+        let path = self.root.join(name);
+        let written = match path.parent() {
+            Some(folder) => fs::create_dir_all(folder).and_then(|()| write_json(&path, value)),
+            None => write_json(&path, value),
+        };
+        if let Err(error) = written {
+            error!(
+                "cannot save {}: {error}; changes since the last save are lost at the next start",
+                path.display()
+            );
+        }
     }
 
     /// Writes a device's record. A failure is logged: the hub goes on from memory.
@@ -82,6 +99,22 @@ impl Store {
         // a file name of 255 bytes in all but contrived cases.
         self.devices.join(format!("{}.json", percent::encode(id)))
     }
+}
+
+fn read_all<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>, StartError> {
+    let failed = |source| StartError::state(folder, source);
+    let mut records = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+            && let Some(record) = read(&path)?
+        {
+            records.push(record);
+        }
+    }
+    Ok(records)
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StartError> {

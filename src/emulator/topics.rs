@@ -99,6 +99,15 @@ pub(crate) fn twin_answer(status: u16, rid: &str, version: Option<u64>) -> Strin
     }
 }
 
+/// The same for a refusal, which may say in how many seconds to come again.
+pub(crate) fn twin_refusal(status: u16, rid: &str, retry_after: Option<u32>) -> String {
+    let topic = twin_answer(status, rid, None);
+    match retry_after {
+        Some(seconds) => format!("{topic}&retry-after={seconds}"),
+        None => topic,
+    }
+}
+
 /// `$iothub/twin/PATCH/properties/desired/?$version={version}`.
 pub(crate) fn desired_change(version: u64) -> String {
     format!("$iothub/twin/PATCH/properties/desired/?$version={version}")

@@ -4,13 +4,19 @@
 mod peer;
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use fwupdated::hub::{
-    method::Answer,
-    session::{HubEvent, MethodCall, Session, SessionHandle, SessionOptions},
+use fwupdated::{
+    config::{Config, HubConfig},
+    hub::{
+        method::Answer,
+        session::{HubEvent, MethodCall, Session, SessionHandle, SessionOptions},
+    },
 };
 use peer::{DEVICE, HUB, KEY, Peer};
 use rumqttc::ConnectReturnCode;
@@ -23,18 +29,23 @@ const LONG: Duration = Duration::from_secs(20);
 type Events = mpsc::Receiver<HubEvent>;
 
 fn options(peer: &Peer) -> SessionOptions {
-    let text = format!("HostName={HUB};DeviceId={DEVICE};SharedAccessKey={KEY}");
-    SessionOptions {
-        credentials: text.parse().unwrap(),
-        tls: peer.tls.clone(),
-        host: "localhost".to_owned(),
-        port: peer.address.port(),
+    options_of(KEY, &peer.tls, peer.address.port())
+}
+
+fn options_of(key: &str, tls: &Arc<rustls::ClientConfig>, port: u16) -> SessionOptions {
+    let text = format!("HostName={HUB};DeviceId={DEVICE};SharedAccessKey={key}");
+    let config = HubConfig {
+        gateway_host: Some("localhost".to_owned()),
+        mqtt_port: port,
         keep_alive: Duration::from_secs(60),
         token_lifetime: Duration::from_secs(3600),
         reconnect_max: Duration::from_millis(100),
+        ..Config::built_in().hub
+    };
+    SessionOptions {
         start_delay: Duration::ZERO,
         client: "fwupdated/test".to_owned(),
-        clock: jiff::Timestamp::now,
+        ..SessionOptions::new(text.parse().unwrap(), Arc::clone(tls), &config)
     }
 }
 
@@ -293,11 +304,8 @@ async fn refused_credentials_are_tried_again_until_they_are_right() {
 async fn a_wrong_key_is_refused_and_never_shown() {
     let peer = Peer::start().await;
     let wrong = "d3Jvbmctd3Jvbmctd3Jvbmctd3Jvbmc=";
-    let text = format!("HostName={HUB};DeviceId={DEVICE};SharedAccessKey={wrong}");
-    let (_handle, mut events) = Session::spawn(SessionOptions {
-        credentials: text.parse().unwrap(),
-        ..options(&peer)
-    });
+    let port = peer.address.port();
+    let (_handle, mut events) = Session::spawn(options_of(wrong, &peer.tls, port));
     for _ in 0..3 {
         let HubEvent::Disconnected { failure } = next(&mut events).await else {
             panic!("refused");
@@ -482,18 +490,13 @@ async fn nothing_the_hub_sends_ends_the_session() {
 #[tokio::test]
 async fn an_untrusted_certificate_and_a_closed_port_are_told_apart() {
     let (peer, stranger) = (Peer::start().await, Peer::start().await);
-    let (_handle, mut events) = Session::spawn(SessionOptions {
-        tls: stranger.tls.clone(),
-        ..options(&peer)
-    });
+    let untrusting = options_of(KEY, &stranger.tls, peer.address.port());
+    let (_handle, mut events) = Session::spawn(untrusting);
     assert_eq!(failure(&mut events).await, "hub-tls");
 
     let port = stranger.address.port();
     drop(stranger);
-    let (_handle, mut events) = Session::spawn(SessionOptions {
-        port,
-        ..options(&peer)
-    });
+    let (_handle, mut events) = Session::spawn(options_of(KEY, &peer.tls, port));
     assert_eq!(failure(&mut events).await, "hub-unreachable");
 }
 

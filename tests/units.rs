@@ -265,18 +265,23 @@ fn the_daemon_speaks_to_systemd_as_the_unit_expects() {
     assert!(daemon.contains("service_manager::ready()"));
     assert!(!values(&unit, "WatchdogSec").is_empty());
     assert!(text("src/daemon/supervise.rs").contains("watchdog_ping()"));
-    // The credential's name: `NAME:FILE`.
-    let credential = value(&unit, "LoadCredential");
-    let (name, file) = credential.split_once(':').unwrap();
-    assert!(daemon.contains(&format!(".join(\"{name}\")")), "{name}");
-    assert!(
-        !file.contains('/'),
-        "with a whole path a missing file is an error"
-    );
-    assert!(
-        text("systemd/tmpfiles.d/fwupdated.conf").contains(&format!("/etc/credstore/{file} ")),
-        "its mode is kept"
-    );
+    // A credential's name: `NAME:FILE`.
+    let identity = text("src/daemon/identity.rs");
+    let credentials = values(&unit, "LoadCredential");
+    assert_eq!(credentials.len(), 4);
+    for credential in credentials {
+        let (name, file) = credential.split_once(':').unwrap();
+        assert!(identity.contains(&format!("\"{name}\"")), "{name}");
+        assert!(
+            !file.contains('/'),
+            "with a whole path a missing file is an error"
+        );
+        let modes = text("systemd/tmpfiles.d/fwupdated.conf");
+        assert!(
+            modes.contains(&format!("/etc/credstore/{file} ")) || name == "device_certificate",
+            "{name}: the mode of a secret is kept"
+        );
+    }
     // A daemon that gave up for good could not be repaired from afar.
     assert_eq!(value(&unit, "StartLimitIntervalSec"), "0");
     assert!(values(&unit, "RestartPreventExitStatus").is_empty());

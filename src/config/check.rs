@@ -15,6 +15,8 @@ use super::{
     valid::*,
 };
 
+mod hub;
+
 /// A rule that a key breaks. The layers know where the key stands.
 #[derive(Debug)]
 pub(super) struct Wrong {
@@ -58,6 +60,7 @@ impl Wrong {
 pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
     let RawConfig {
         hub,
+        provisioning,
         slots,
         bootloader,
         fetch,
@@ -69,25 +72,8 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
         control,
     } = raw;
     Ok(Config {
-        hub: HubConfig {
-            connection_string_file: path(
-                "hub.connection_string_file",
-                &hub.connection_string_file,
-            )?,
-            ca_file: path("hub.ca_file", &hub.ca_file)?,
-            gateway_host: Some(host("hub.gateway_host", &hub.gateway_host)?.to_owned())
-                .filter(|host| !host.is_empty()),
-            mqtt_port: number("hub.mqtt_port", hub.mqtt_port, 1..=u16::MAX)?,
-            keep_alive: duration("hub.keep_alive", hub.keep_alive, secs(10)..=secs(230))?,
-            token_lifetime: duration(
-                "hub.token_lifetime",
-                hub.token_lifetime,
-                MINUTE * 5..=DAY * 30,
-            )?,
-            reconnect_max: duration("hub.reconnect_max", hub.reconnect_max, secs(1)..=HOUR)?,
-            method_names: method_names(&hub.method_names)?,
-            allow_reboot_method: hub.allow_reboot_method,
-        },
+        hub: self::hub::hub(hub)?,
+        provisioning: self::hub::provisioning(hub, provisioning)?,
         slots: self::slots(slots)?,
         bootloader: self::bootloader(bootloader)?,
         fetch: FetchConfig {
@@ -297,32 +283,6 @@ fn authorization_hosts(values: &[String]) -> Checked<Vec<String>> {
             ),
         )),
         None => Ok(values.to_vec()),
-    }
-}
-
-fn method_names(names: &[String]) -> Checked<Vec<String>> {
-    const KEY: &str = "hub.method_names";
-    if names.is_empty() {
-        return Err(Wrong::new(
-            KEY,
-            "is empty; name the method, or leave the key out",
-        ));
-    }
-    // The name is one level of the MQTT topic that the method arrives on.
-    let wrong = names.iter().find(|name| {
-        name.is_empty()
-            || name.len() > 100
-            || name.contains(['/', '+', '#', '?', '$'])
-            || name.contains(char::is_whitespace)
-    });
-    match wrong {
-        Some(name) => Err(Wrong::new(
-            KEY,
-            format!(
-                "has `{name}`; a method's name has 1 to 100 characters, no blanks and none of / + # ? $"
-            ),
-        )),
-        None => Ok(names.to_vec()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::valid::BootloaderKind;
+use super::valid::{BootloaderKind, HubTransport};
 
 /// A duration as written: `"30s"`, `"5m"`, `"1h30m"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +104,7 @@ section! {
     /// The whole configuration.
     RawConfig {
         hub: RawHub = RawHub::default(),
+        provisioning: RawProvisioning = RawProvisioning::default(),
         slots: RawSlots = RawSlots::default(),
         bootloader: RawBootloader = RawBootloader::default(),
         fetch: RawFetch = RawFetch::default(),
@@ -120,14 +121,32 @@ section! {
     /// `[hub]`
     RawHub {
         connection_string_file: String = "/etc/fwupdated/connection-string".to_owned(),
+        certificate_file: String = String::new(),
+        private_key_file: String = String::new(),
         ca_file: String = String::new(),
         gateway_host: String = String::new(),
+        transport: HubTransport = HubTransport::Mqtt,
         mqtt_port: u16 = 8883,
+        websocket_port: u16 = 443,
+        proxy: String = String::new(),
+        proxy_authorization_file: String = String::new(),
         keep_alive: RawDuration = RawDuration::seconds(180),
         token_lifetime: RawDuration = RawDuration::seconds(3600),
         reconnect_max: RawDuration = RawDuration::seconds(300),
         method_names: Vec<String> = texts(&["firmwareUpdate", "InitiateFirmwareUpdate"]),
         allow_reboot_method: bool = false,
+    }
+}
+
+section! {
+    /// `[provisioning]`
+    RawProvisioning {
+        id_scope: String = String::new(),
+        registration_id: String = String::new(),
+        symmetric_key_file: String = String::new(),
+        payload_file: String = String::new(),
+        host: String = "global.azure-devices-provisioning.net".to_owned(),
+        mqtt_port: u16 = 8883,
     }
 }
 

@@ -485,3 +485,95 @@ proptest! {
         prop_assert_eq!(duration.to_string().parse::<raw::RawDuration>().unwrap(), duration);
     }
 }
+
+const CERTIFICATE: &str = "[hub]\ncertificate_file = '/c.pem'\nprivate_key_file = '/k.pem'\n";
+
+#[test]
+fn keys_of_an_identity_that_contradict_each_other_are_refused_with_the_key_to_change() {
+    for (text, expected) in [
+        (
+            "[hub]\ncertificate_file = '/c'",
+            "hub.private_key_file is missing",
+        ),
+        (
+            "[hub]\nprivate_key_file = '/k'",
+            "hub.certificate_file is missing",
+        ),
+        ("[hub]\nproxy_authorization_file = '/p'", "but no hub.proxy"),
+        (
+            "[provisioning]\nregistration_id = 'pi'",
+            "provisioning.registration_id is given, but no provisioning.id_scope",
+        ),
+        (
+            "[provisioning]\nsymmetric_key_file = '/k'",
+            "provisioning.symmetric_key_file is given, but no provisioning.id_scope",
+        ),
+        (
+            "[provisioning]\nid_scope = '0ne1'\nsymmetric_key_file = '/k'",
+            "provisioning.registration_id is missing",
+        ),
+        (
+            "[provisioning]\nid_scope = 'a/b'",
+            "provisioning.id_scope is `a/b`",
+        ),
+        (
+            "[provisioning]\nid_scope = '0ne1'\nregistration_id = 'a/b'",
+            "provisioning.registration_id is `a/b`",
+        ),
+        ("[provisioning]\nhost = ''", "provisioning.host is empty"),
+        (
+            "[hub]\ntransport = 'amqp'",
+            "unknown variant `amqp`, expected one of `mqtt`, `websocket`, `auto`",
+        ),
+    ] {
+        let (code, message) = refused(text);
+        assert_eq!(code, "config-value", "{text}");
+        assert!(message.contains(expected), "{text}: {message}");
+    }
+    let both = format!(
+        "{CERTIFICATE}[provisioning]\nid_scope = '0ne1'\nregistration_id = 'pi'\nsymmetric_key_file = '/k'"
+    );
+    assert!(
+        refused(&both)
+            .1
+            .contains("contradicts hub.certificate_file")
+    );
+    // By a certificate, which has a name in it, the id scope is enough.
+    let config = load(
+        &[(
+            "f",
+            &format!("{CERTIFICATE}[provisioning]\nid_scope = '0ne1'"),
+        )],
+        &[],
+    );
+    let provisioning = config.unwrap().provisioning.unwrap();
+    assert_eq!(provisioning.registration_id, None);
+    assert_eq!(provisioning.host, "global.azure-devices-provisioning.net");
+}
+
+#[test]
+fn a_proxy_is_a_host_and_a_port_and_never_a_password() {
+    let proxy = |text: &str| load(&[("f", &format!("[hub]\nproxy = '{text}'"))], &[]);
+    for (text, host, port) in [
+        ("http://proxy.lan:3128", "proxy.lan", 3128),
+        ("http://proxy.lan:80/", "proxy.lan", 80),
+        ("http://10.0.0.1:8080", "10.0.0.1", 8080),
+        ("http://[fd00::1]:8080/", "fd00::1", 8080),
+    ] {
+        let found = proxy(text).unwrap().hub.proxy.unwrap();
+        assert_eq!((found.host.as_str(), found.port), (host, port), "{text}");
+    }
+    for text in [
+        "proxy.lan:3128",
+        "http://proxy.lan",
+        "https://proxy.lan:3128",
+        "socks5://proxy.lan:1080",
+        "http://proxy.lan:3128/x",
+        "http://me:hunter2@proxy.lan:3128",
+        "http:// hunter2",
+    ] {
+        let message = chain(&proxy(text).expect_err(text));
+        assert!(message.contains("hub.proxy"), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+}

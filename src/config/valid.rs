@@ -13,6 +13,8 @@ use crate::update::slot::Slot;
 pub struct Config {
     /// `[hub]`
     pub hub: HubConfig,
+    /// `[provisioning]`; `None` without an id scope.
+    pub provisioning: Option<ProvisioningConfig>,
     /// `[slots]`; `None` until the slots are configured.
     pub slots: Option<SlotsConfig>,
     /// `[bootloader]`
@@ -40,12 +42,23 @@ pub struct HubConfig {
     /// without a hub and says so. `$CREDENTIALS_DIRECTORY/connection_string` is tried first.
     /// Default `/etc/fwupdated/connection-string`.
     pub connection_string_file: Option<PathBuf>,
+    /// The device's certificate (PEM, the leaf first, then its chain), for `x509=true` and provisioning.
+    /// `$CREDENTIALS_DIRECTORY/device_certificate` is tried first. There is a key file too, or neither.
+    pub certificate_file: Option<PathBuf>,
+    /// The certificate's private key (PEM). `$CREDENTIALS_DIRECTORY/device_key` is tried first.
+    pub private_key_file: Option<PathBuf>,
     /// CA certificates (PEM) to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// Host to connect to instead of the hub itself (TCP, SNI and certificate name).
     pub gateway_host: Option<String>,
+    /// What carries MQTT. Default [`HubTransport::Mqtt`].
+    pub transport: HubTransport,
     /// Port of MQTT over TLS. Default 8883.
     pub mqtt_port: u16,
+    /// Port of MQTT over WebSocket, of the hub and of the provisioning service. Default 443.
+    pub websocket_port: u16,
+    /// The HTTP proxy that leads outside, for hub and provisioning service.
+    pub proxy: Option<ProxyConfig>,
     /// Keep-alive, 10 s to 230 s. Default 3 min.
     pub keep_alive: Duration,
     /// Life of a SAS token. Default 1 h.
@@ -57,6 +70,47 @@ pub struct HubConfig {
     pub method_names: Vec<String>,
     /// Whether the method `reboot` is answered. Default no.
     pub allow_reboot_method: bool,
+}
+
+/// What carries MQTT to the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HubTransport {
+    /// MQTT over TLS, port 8883.
+    Mqtt,
+    /// MQTT over WebSocket over TLS, port 443.
+    Websocket,
+    /// The first of them that reaches the hub.
+    Auto,
+}
+
+/// `hub.proxy`: an HTTP proxy that takes CONNECT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Its host name or address, without brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// `hub.proxy_authorization_file`: file with `user:password`.
+    pub authorization_file: Option<PathBuf>,
+}
+
+/// `[provisioning]`: how the Device Provisioning Service is asked for the device's hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProvisioningConfig {
+    /// The service's id scope.
+    pub id_scope: String,
+    /// The device's name there. `None`: the certificate's common name.
+    pub registration_id: Option<String>,
+    /// File with the device's own symmetric key (base64). `$CREDENTIALS_DIRECTORY/provisioning_key` is
+    /// tried first. `None` and no credential: the certificate of `[hub]`.
+    pub symmetric_key_file: Option<PathBuf>,
+    /// File with JSON that is sent along, for a custom allocation.
+    pub payload_file: Option<PathBuf>,
+    /// The service. Default `global.azure-devices-provisioning.net`.
+    pub host: String,
+    /// Its port of MQTT over TLS. Default 8883.
+    pub mqtt_port: u16,
 }
 
 /// `[slots.a]`, `[slots.b]`: the partitions.

@@ -156,12 +156,8 @@ fn check_config(file: Option<&Path>) -> u8 {
             "warning: trust.unsigned = \"allow\" installs images that nobody signed; for development only",
         );
     }
-    if config
-        .hub
-        .connection_string_file
-        .as_ref()
-        .is_none_or(|file| !file.exists())
-    {
+    let identity = config.hub.connection_string_file.as_ref();
+    if config.provisioning.is_none() && identity.is_none_or(|file| !file.exists()) {
         output::note(
             "note: hub.connection_string_file does not exist; the daemon runs without a hub unless a systemd credential brings one",
         );

@@ -291,11 +291,20 @@ impl Link {
         } else {
             Some(jiff::Timestamp::now())
         };
+        // The identity may have changed, and so may the way to the hub. What is not known stays as it was.
+        let known = self.session.known();
+        let before = std::mem::take(&mut self.hub);
         self.hub = HubStatus {
             connected,
+            host: known.hub.or(before.host),
+            device_id: known.device_id.or(before.device_id),
+            transport: known.transport.map(str::to_owned),
+            authentication: known
+                .authentication
+                .map(str::to_owned)
+                .or(before.authentication),
             since,
             error,
-            ..self.hub.clone()
         };
         self.send(Command::Hub(self.hub.clone())).await;
     }

@@ -15,6 +15,7 @@ pub mod control;
 pub mod control_names;
 pub mod health;
 pub mod hooks;
+pub mod identity;
 pub mod install;
 pub mod link;
 pub mod logging;
@@ -34,18 +35,14 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use self::{
-    actions::Actions,
-    link::Link,
-    meter::Meter,
-    store::Store,
-    supervise::signals,
-    updater::{Published, Updater},
+    actions::Actions, identity::FileIdentity, link::Link, meter::Meter, store::Store,
+    supervise::signals, updater::Updater,
 };
 use crate::{
     config::Config,
-    hub::{credentials::Credentials, session},
+    hub::session::{Session, SessionOptions},
     platform::{fetch::Fetcher, service_manager, tls},
-    update::{failure::Failure, status::HubStatus},
+    update::failure::Failure,
 };
 
 /// Longest wait for the updater at a stop; systemd waits longer.
@@ -134,8 +131,9 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
         error!(fwupdated_error_code = failure.code, "{failure}");
     }
     let fetcher = Fetcher::new(&config.fetch).map_err(|error| Failure::from(&error))?;
-    let identity = identity(&config);
-    let hub = hub_status(&identity);
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let identity = Arc::new(FileIdentity::new(config.clone(), credentials));
+    let hub = identity.status();
 
     let (commands, inbox) = mpsc::channel(32);
     let actions = Actions::new(Arc::new(Meter::default()));
@@ -164,17 +162,9 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
             }
         })
     };
-    let link = match identity {
-        Ok(credentials) => Some(tokio::spawn(link_to_hub(
-            config.clone(),
-            credentials,
-            commands,
-            published.clone(),
-            hub,
-            stop.clone(),
-        ))),
-        Err(_) => None,
-    };
+    let session = Session::spawn(SessionOptions::with_identity(identity, &config));
+    let link = Link::new(&config, session, commands, published.clone(), hub);
+    let link = tokio::spawn(link.run(stop.clone()));
     service_manager::ready();
     let watchdog = tokio::spawn(supervise::keep_alive(
         published.clone(),
@@ -189,9 +179,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     service_manager::stopping();
     stop_sender.send_replace(true);
     let ends = async {
-        if let Some(link) = link {
-            let _ = link.await;
-        }
+        let _ = link.await;
         updater.await
     };
     // A medium that does not answer must not hold the shutdown up: what counts is on disk, or was never told.
@@ -219,78 +207,4 @@ async fn wait_for<T>(task: &tokio::task::JoinHandle<T>) {
     while !task.is_finished() {
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
-}
-
-/// The device's identity. Without one the daemon runs, says so, and keeps local control working.
-fn identity(config: &Config) -> Result<Credentials, Failure> {
-    use crate::update::failure::Class;
-    let missing = |text: String| Failure::new("hub-identity-missing", Class::Wait, text);
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
-        .map(|directory| PathBuf::from(directory).join("connection_string"))
-        .filter(|file| file.exists());
-    let Some(file) = credential.or_else(|| config.hub.connection_string_file.clone()) else {
-        let text = "no device identity: put the device connection string into a file and name it in \
-                    hub.connection_string_file";
-        return Err(missing(text.to_owned()));
-    };
-    let text = std::fs::read_to_string(&file).map_err(|error| {
-        missing(format!(
-            "the device connection string cannot be read from {}: {error}",
-            file.display()
-        ))
-    })?;
-    text.parse::<Credentials>()
-        .map_err(|error| Failure::from(&error))
-}
-
-fn hub_status(identity: &Result<Credentials, Failure>) -> HubStatus {
-    let since = Some(jiff::Timestamp::now());
-    match identity {
-        Ok(credentials) => HubStatus {
-            connected: false,
-            host: Some(credentials.hub().to_owned()),
-            device_id: Some(credentials.device_id().to_owned()),
-            since,
-            error: None,
-        },
-        Err(failure) => {
-            warn!(fwupdated_error_code = failure.code, "{failure}");
-            HubStatus {
-                since,
-                error: Some(failure.clone()),
-                ..HubStatus::default()
-            }
-        }
-    }
-}
-
-async fn link_to_hub(
-    config: Arc<Config>,
-    credentials: Credentials,
-    commands: mpsc::Sender<updater::Command>,
-    published: watch::Receiver<Published>,
-    hub: HubStatus,
-    stop: watch::Receiver<bool>,
-) {
-    let tls = match tls::client_config(config.hub.ca_file.as_deref()) {
-        Ok(tls) => tls,
-        Err(error) => {
-            let failure = Failure::from(&error);
-            error!(
-                fwupdated_error_code = failure.code,
-                "no hub connection is possible: {failure}"
-            );
-            let hub = HubStatus {
-                error: Some(failure),
-                ..hub
-            };
-            let _ = commands.send(updater::Command::Hub(hub)).await;
-            return;
-        }
-    };
-    let session =
-        session::Session::spawn(session::SessionOptions::new(credentials, tls, &config.hub));
-    Link::new(&config, session, commands, published, hub)
-        .run(stop)
-        .await;
 }

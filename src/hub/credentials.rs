@@ -1,23 +1,19 @@
-//! Who this device is to the hub: the connection string, SAS tokens and the CONNECT user name.
+//! Who this device is to the hub: the connection string, and the CONNECT user name and password.
 //!
-//! Guarantees: the key never leaves this file but as the signature of a token; no error text and no
-//! `Debug` output contains the key, a token or any part of a connection string that might be one.
-//! Formats: Azure IoT Hub's device connection strings and SAS tokens, api-version 2021-04-12.
+//! Guarantees: no error text and no `Debug` output contains the key, a token or any part of a connection
+//! string that might be one. Format: Azure IoT Hub's device connection strings, api-version 2021-04-12.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{str::FromStr, time::Duration};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 
-use super::percent;
+use super::{percent, sas::SymmetricKey};
 use crate::update::failure::{Class, Coded};
+
+pub use super::sas::{ClockNotSet, SasToken, check_clock};
 
 /// The version of the hub's interface that the user name asks for.
 pub const API_VERSION: &str = "2021-04-12";
-
-/// 2026-01-01T00:00:00Z in Unix seconds: no build of this program is older, so an earlier clock is
-/// not set.
-const EPOCH_OF_THE_BUILD: i64 = 1_767_225_600;
 
 /// Longest device id the hub takes, in characters.
 const MAX_DEVICE_ID: usize = 128;
@@ -50,7 +46,7 @@ pub enum CredentialsError {
     Malformed(usize),
     /// A key nobody knows. Its text may be a piece of the secret, so only its place is named.
     #[error(
-        "part {0} of the connection string has an unknown key; known are HostName, DeviceId, SharedAccessKey and GatewayHostName"
+        "part {0} of the connection string has an unknown key; known are HostName, DeviceId, SharedAccessKey, x509 and GatewayHostName"
     )]
     UnknownKey(usize),
     /// A known key in another case.
@@ -85,11 +81,14 @@ pub enum CredentialsError {
         "the connection string is a module's (it has `ModuleId`); fwupdated needs the connection string of the device itself"
     )]
     Module,
-    /// `x509=true`.
+    /// `x509=true` and a key.
     #[error(
-        "the connection string asks for an X.509 certificate (`x509=true`), which this version cannot use; give the device a symmetric key"
+        "the connection string has both `SharedAccessKey` and `x509=true`; a device has a key or a certificate, so remove one"
     )]
-    X509,
+    KeyAndCertificate,
+    /// `x509` with another value.
+    #[error("`x509` in the connection string must be `true`, or be left out")]
+    X509Value,
     /// A ready-made token.
     #[error(
         "the connection string holds a ready-made `SharedAccessSignature`, which cannot be renewed when it expires; use one with `SharedAccessKey`"
@@ -115,7 +114,8 @@ impl Coded for CredentialsError {
             Self::DeviceId(_) => "hub-device-id-invalid",
             Self::Key => "hub-key-invalid",
             Self::Module => "hub-module-unsupported",
-            Self::X509 => "hub-x509-unsupported",
+            Self::KeyAndCertificate => "hub-key-and-certificate",
+            Self::X509Value => "hub-x509-value",
             Self::Signature => "hub-sas-unsupported",
             Self::Service => "hub-service-connection-string",
         }
@@ -158,70 +158,77 @@ pub fn check_device_id(id: &str) -> Result<(), DeviceIdError> {
     }
 }
 
-/// A symmetric key. `Debug` hides it.
-#[derive(Clone)]
-struct Key(Vec<u8>);
+/// How a device proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Secret {
+    /// By tokens that a symmetric key signs.
+    Key(SymmetricKey),
+    /// By the X.509 certificate that it shows in the TLS handshake. There is no password then.
+    Certificate,
+}
 
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Key(hidden)")
+impl Secret {
+    /// Stable name, as the status shows it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Key(_) => "symmetric-key",
+            Self::Certificate => "x509",
+        }
+    }
+
+    /// The password of a CONNECT at `now`: the token for `resource`; none with a certificate.
+    ///
+    /// # Errors
+    /// [`ClockNotSet`], also with a certificate: the server's own could not be checked.
+    pub fn password(
+        &self,
+        resource: &str,
+        policy: Option<&str>,
+        now: Timestamp,
+        lifetime: Duration,
+    ) -> Result<Option<SasToken>, ClockNotSet> {
+        check_clock(now)?;
+        let lifetime = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
+        let expires = now.as_second().saturating_add(lifetime);
+        Ok(match self {
+            Self::Key(key) => Some(key.sign(resource, expires, policy)),
+            Self::Certificate => None,
+        })
     }
 }
 
-/// A device's identity and key, from its connection string.
-#[derive(Debug, Clone)]
+/// A device's identity at its hub, from a connection string or from the provisioning service.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
     hub: String,
     device_id: String,
     gateway: Option<String>,
-    key: Key,
-}
-
-/// A SAS token: the CONNECT password. `Debug` hides it.
-#[derive(Clone)]
-pub struct SasToken {
-    text: String,
-    expires: i64,
-}
-
-impl SasToken {
-    /// The token itself: only for the CONNECT packet.
-    #[must_use]
-    pub fn secret(&self) -> &str {
-        &self.text
-    }
-
-    /// When the hub stops taking it, in Unix seconds.
-    #[must_use]
-    pub fn expires(&self) -> i64 {
-        self.expires
-    }
-}
-
-impl fmt::Debug for SasToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SasToken(expires {})", self.expires)
-    }
-}
-
-/// The clock shows a time before this program was built: a token made now would be refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the clock is not set (it shows {0}); waiting for time synchronisation")]
-pub struct ClockNotSet(pub Timestamp);
-
-/// Whether `now` can be the true time.
-///
-/// # Errors
-/// [`ClockNotSet`] when it is before the build's epoch, 2026-01-01.
-pub fn check_clock(now: Timestamp) -> Result<(), ClockNotSet> {
-    if now.as_second() < EPOCH_OF_THE_BUILD {
-        Err(ClockNotSet(now))
-    } else {
-        Ok(())
-    }
+    secret: Secret,
 }
 
 impl Credentials {
+    /// The identity that the provisioning service assigned. Without a gateway.
+    ///
+    /// # Errors
+    /// `hub` is no host name or `device_id` no device id.
+    pub fn assigned(hub: &str, device_id: &str, secret: Secret) -> Result<Self, CredentialsError> {
+        check_host(hub).ok_or(CredentialsError::Host("assignedHub"))?;
+        check_device_id(device_id).map_err(CredentialsError::DeviceId)?;
+        Ok(Self {
+            hub: hub.to_owned(),
+            device_id: device_id.to_owned(),
+            gateway: None,
+            secret,
+        })
+    }
+
+    /// How it is proved.
+    #[must_use]
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
     /// The hub's host name, as user name and token say it.
     #[must_use]
     pub fn hub(&self) -> &str {
@@ -251,27 +258,17 @@ impl Credentials {
         )
     }
 
-    /// A token that is valid for `lifetime` from `now` on.
+    /// The CONNECT password at `now`: a token that is valid for `lifetime`; none with a certificate.
     ///
     /// # Errors
     /// [`ClockNotSet`].
-    pub fn token(&self, now: Timestamp, lifetime: Duration) -> Result<SasToken, ClockNotSet> {
-        check_clock(now)?;
-        let lifetime = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
-        Ok(self.sign(now.as_second().saturating_add(lifetime)))
-    }
-
-    /// The token that expires at `expires` (Unix seconds).
-    #[must_use]
-    pub fn sign(&self, expires: i64) -> SasToken {
-        let resource = percent::encode(&format!("{}/devices/{}", self.hub, self.device_id));
-        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &self.key.0);
-        let signature = ring::hmac::sign(&key, format!("{resource}\n{expires}").as_bytes());
-        let signature = percent::encode(&STANDARD.encode(signature));
-        SasToken {
-            text: format!("SharedAccessSignature sr={resource}&sig={signature}&se={expires}"),
-            expires,
-        }
+    pub fn password(
+        &self,
+        now: Timestamp,
+        lifetime: Duration,
+    ) -> Result<Option<SasToken>, ClockNotSet> {
+        let resource = format!("{}/devices/{}", self.hub, self.device_id);
+        self.secret.password(&resource, None, now, lifetime)
     }
 }
 
@@ -322,22 +319,28 @@ impl FromStr for Credentials {
         if let Some(gateway) = gateway {
             check_host(gateway).ok_or(E::Host("GatewayHostName"))?;
         }
-        if x509.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-            return Err(E::X509);
-        }
-        if signature.is_some() && key.is_none() {
-            return Err(E::Signature);
-        }
-        let key = present(key, "SharedAccessKey")?;
-        let key = STANDARD.decode(key).map_err(|_| E::Key)?;
-        if key.is_empty() {
-            return Err(E::Key);
-        }
+        let by_certificate = match x509 {
+            None => false,
+            Some(value) if value.eq_ignore_ascii_case("true") => true,
+            Some(_) => return Err(E::X509Value),
+        };
+        let secret = if by_certificate {
+            if key.is_some() {
+                return Err(E::KeyAndCertificate);
+            }
+            Secret::Certificate
+        } else {
+            if signature.is_some() && key.is_none() {
+                return Err(E::Signature);
+            }
+            let key = present(key, "SharedAccessKey")?;
+            Secret::Key(SymmetricKey::from_base64(&key).map_err(|_| E::Key)?)
+        };
         Ok(Self {
             hub,
             device_id,
             gateway: gateway.map(str::to_owned),
-            key: Key(key),
+            secret,
         })
     }
 }
@@ -351,6 +354,8 @@ fn check_host(host: &str) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::sas::EPOCH_OF_THE_BUILD;
+    use base64::{Engine, engine::general_purpose::STANDARD};
     use proptest::prelude::*;
 
     const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
@@ -367,8 +372,15 @@ mod tests {
 
     #[test]
     fn the_token_is_the_one_of_the_published_vector() {
+        let made_at = Timestamp::from_second(EPOCH_OF_THE_BUILD).unwrap();
+        let token = pi().password(made_at, Duration::from_secs(3600)).unwrap();
+        assert_eq!(token.unwrap().expires(), EPOCH_OF_THE_BUILD + 3600);
+        let Secret::Key(key) = pi().secret().clone() else {
+            panic!("a key");
+        };
         assert_eq!(
-            pi().sign(1_700_000_000).secret(),
+            key.sign("myhub.azure-devices.net/devices/pi-01", 1_700_000_000, None)
+                .secret(),
             "SharedAccessSignature sr=myhub.azure-devices.net%2Fdevices%2Fpi-01\
              &sig=IrNH6jlgHTq5kL6ZLPEyta5fEzpUQky6SJtnAbv5rGY%3D&se=1700000000"
         );
@@ -432,7 +444,11 @@ mod tests {
                 "HostName=h;DeviceId=d;ModuleId=m;SharedAccessKey=QQ==",
                 "hub-module-unsupported",
             ),
-            ("HostName=h;DeviceId=d;x509=true", "hub-x509-unsupported"),
+            (
+                "HostName=h;DeviceId=d;x509=true;SharedAccessKey=QQ==",
+                "hub-key-and-certificate",
+            ),
+            ("HostName=h;DeviceId=d;x509=yes", "hub-x509-value"),
             (
                 "HostName=h;DeviceId=d;SharedAccessSignature=x",
                 "hub-sas-unsupported",
@@ -447,10 +463,28 @@ mod tests {
     }
 
     #[test]
+    fn with_a_certificate_there_is_no_password() {
+        let text = "HostName=h;DeviceId=d;x509=true;GatewayHostName=edge.lan";
+        let credentials: Credentials = text.parse().unwrap();
+        assert_eq!(credentials.secret(), &Secret::Certificate);
+        assert_eq!(credentials.gateway(), Some("edge.lan"));
+        let now = Timestamp::from_second(EPOCH_OF_THE_BUILD).unwrap();
+        let lifetime = Duration::from_secs(3600);
+        assert_eq!(
+            credentials.password(now, lifetime).unwrap().map(|_| ()),
+            None
+        );
+        assert!(
+            credentials
+                .password(Timestamp::UNIX_EPOCH, lifetime)
+                .is_err()
+        );
+    }
+
+    #[test]
     fn neither_debug_nor_errors_show_the_key() {
         assert!(!format!("{:?}", pi()).contains(&KEY[..8]));
         assert!(!format!("{:?}", pi()).contains("0123"));
-        assert!(!format!("{:?}", pi().sign(1)).contains("sig"));
         for text in [
             KEY.to_owned(),
             format!("{KEY};HostName=h"),
@@ -466,11 +500,10 @@ mod tests {
         let lifetime = Duration::from_secs(3600);
         for second in [0, 1_700_000_000, EPOCH_OF_THE_BUILD - 1] {
             let now = Timestamp::from_second(second).unwrap();
-            assert_eq!(pi().token(now, lifetime).unwrap_err(), ClockNotSet(now));
+            assert_eq!(pi().password(now, lifetime).unwrap_err(), ClockNotSet(now));
         }
         let now = Timestamp::from_second(EPOCH_OF_THE_BUILD).unwrap();
-        let token = pi().token(now, lifetime).unwrap();
-        assert_eq!(token.expires(), EPOCH_OF_THE_BUILD + 3600);
+        assert!(pi().password(now, lifetime).unwrap().is_some());
         assert_eq!(now.to_string(), "2026-01-01T00:00:00Z");
     }
 

@@ -1,4 +1,9 @@
-//! The MQTT connection to the hub: the only user of `rumqttc` (in `link`, one connection long).
+//! The MQTT connection to the hub: the only user of `rumqttc`, of which it uses the packets.
+//!
+//! ```text
+//! IdentitySource --> who --> link (one connection: subscriptions, twin, methods) <--> pump (the socket)
+//!                     '----> register (the provisioning service)                        '-- dial, wire
+//! ```
 //!
 //! [`Session::spawn`] starts a task that connects, stays connected and tells what happens by
 //! [`HubEvent`]s. It guarantees:
@@ -6,6 +11,8 @@
 //!   pause; refused credentials take the longest step, with a fresh token, because keys get rotated and
 //!   clocks get set. It ends by [`SessionHandle::shutdown`] or when its receiver is dropped.
 //! - No token is made before the clock is set, and a new one is made before every attempt.
+//! - The identity is asked for before every attempt, so that a rotated key or a renewed certificate counts
+//!   without a restart; one that changes while connected leads to a new connection at a quiet moment.
 //! - [`HubEvent::Connected`] comes only after the subscriptions were granted and the twin was read.
 //! - Every method call is answered, by the consumer or for it.
 //! - Its memory is bounded, however slow the consumer is.
@@ -20,7 +27,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -28,22 +35,38 @@ use tracing::{debug, info, warn};
 
 use super::{
     backoff::{Backoff, Jitter},
-    credentials::Credentials,
+    credentials::{Credentials, SasToken, check_clock},
     method::Answer,
+    provisioning::Enrollment,
 };
 use crate::{
-    config::HubConfig,
-    update::failure::{Coded, Failure, chain},
+    config::{Config, HubConfig},
+    update::failure::Failure,
 };
 
 mod clock;
+mod dial;
 mod error;
+mod identity;
 mod link;
+mod packets;
+mod proxy;
+mod pump;
+mod register;
+mod route;
+mod who;
+mod wire;
 
 pub use error::SessionError;
+pub use identity::{
+    FixedIdentity, Identity, IdentitySource, Known, ProxyAuthorization, Stamp, Validity,
+};
+pub use route::Route;
 
 use clock::ClockWatch;
 use link::{End, Link};
+use route::{Endpoint, Via};
+use who::Who;
 
 /// First pause after a failed attempt.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -60,6 +83,12 @@ const SHORT_LIVED_IN_A_ROW: u32 = 3;
 /// How often the clock is looked at while it is wrong or may have been set.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often the identity is looked at while there is no connection.
+const IDENTITY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often it is looked at while there is one.
+const IDENTITY_CHECK: Duration = Duration::from_secs(600);
+
 /// How often a reason that stays the same is said in the log.
 const REMIND: Duration = Duration::from_secs(600);
 
@@ -71,16 +100,12 @@ const MAX_WAITING_EVENTS: usize = 128;
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// How to reach the hub.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SessionOptions {
     /// Who we are.
-    pub credentials: Credentials,
-    /// Roots, without ALPN.
-    pub tls: Arc<rustls::ClientConfig>,
-    /// Host to connect to: the hub, or a gateway (then TCP, SNI and certificate are the gateway's).
-    pub host: String,
-    /// Port of MQTT over TLS.
-    pub port: u16,
+    pub identity: Arc<dyn IdentitySource>,
+    /// The way there.
+    pub route: Route,
     /// Keep-alive, 1 s to 230 s.
     pub keep_alive: Duration,
     /// Life of a SAS token.
@@ -89,6 +114,8 @@ pub struct SessionOptions {
     pub reconnect_max: Duration,
     /// Longest random pause before the first attempt, so that a fleet does not start in step.
     pub start_delay: Duration,
+    /// How often the identity is looked at while connected.
+    pub identity_check: Duration,
     /// This program and its version, for the hub's operator.
     pub client: String,
     /// The wall clock.
@@ -96,23 +123,33 @@ pub struct SessionOptions {
 }
 
 impl SessionOptions {
-    /// The options that `config` and the connection string give.
+    /// The options that `config` gives, with an identity that is asked for before each attempt.
+    #[must_use]
+    pub fn with_identity(identity: Arc<dyn IdentitySource>, config: &Config) -> Self {
+        let route = Route::new(&config.hub, config.provisioning.as_ref());
+        Self::build(identity, route, &config.hub)
+    }
+
+    /// The options that `config` gives, for an identity that never changes.
     #[must_use]
     pub fn new(
         credentials: Credentials,
         tls: Arc<rustls::ClientConfig>,
         config: &HubConfig,
     ) -> Self {
-        let gateway = config.gateway_host.as_deref().or(credentials.gateway());
+        let identity = Arc::new(FixedIdentity::new(credentials, tls));
+        Self::build(identity, Route::new(config, None), config)
+    }
+
+    fn build(identity: Arc<dyn IdentitySource>, route: Route, config: &HubConfig) -> Self {
         Self {
-            host: gateway.unwrap_or(credentials.hub()).to_owned(),
-            credentials,
-            tls,
-            port: config.mqtt_port,
+            identity,
+            route,
             keep_alive: config.keep_alive,
             token_lifetime: config.token_lifetime,
             reconnect_max: config.reconnect_max,
             start_delay: Duration::from_secs(1),
+            identity_check: IDENTITY_CHECK,
             client: concat!("fwupdated/", env!("CARGO_PKG_VERSION")).to_owned(),
             clock: Timestamp::now,
         }
@@ -199,10 +236,17 @@ enum Command {
 #[derive(Debug)]
 pub struct SessionHandle {
     commands: mpsc::Sender<Command>,
+    known: watch::Receiver<Known>,
     task: JoinHandle<()>,
 }
 
 impl SessionHandle {
+    /// Who the session is, as far as it knows, and how it connects. New with each event.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        self.known.borrow().clone()
+    }
+
     /// Sends a patch of the reported section by `connection`, the one of the last
     /// [`HubEvent::Connected`]; by another one it is not sent, as its sender did not know the twin yet.
     /// The answer comes as [`HubEvent::TwinAnswer`] with the same `rid` (letters and digits), or never.
@@ -243,7 +287,15 @@ impl Session {
     pub fn spawn(options: SessionOptions) -> (SessionHandle, mpsc::Receiver<HubEvent>) {
         let (commands, command_receiver) = mpsc::channel(32);
         let (events, event_receiver) = mpsc::channel(16);
+        let (known_sender, known) = watch::channel(Known::default());
         let task = Task {
+            who: Who::new(
+                Arc::clone(&options.identity),
+                known_sender,
+                FIRST_PAUSE,
+                options.reconnect_max,
+            ),
+            via: options.route.first(),
             backoff: Backoff::new(FIRST_PAUSE, options.reconnect_max),
             jitter: Jitter::seeded(seed()),
             clock: ClockWatch::new((options.clock)(), Instant::now()),
@@ -258,7 +310,12 @@ impl Session {
             said: None,
         };
         let task = tokio::spawn(task.run());
-        (SessionHandle { commands, task }, event_receiver)
+        let handle = SessionHandle {
+            commands,
+            known,
+            task,
+        };
+        (handle, event_receiver)
     }
 }
 
@@ -308,6 +365,9 @@ struct ConsumerGone;
 
 struct Task {
     options: SessionOptions,
+    who: Who,
+    /// The way that the next attempt takes.
+    via: Via,
     commands: mpsc::Receiver<Command>,
     events: Events,
     backoff: Backoff,
@@ -316,8 +376,8 @@ struct Task {
     connection: u64,
     /// Connections in a row that ended within seconds.
     short_lived: u32,
-    /// The failure that was last said in the log, and when.
-    said: Option<(&'static str, Instant)>,
+    /// The code of the failure that was last said in the log, and when.
+    said: Option<(String, Instant)>,
 }
 
 /// Whether the session goes on.
@@ -326,10 +386,29 @@ enum Next {
     Stop,
 }
 
+/// What ends a pause before its time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Nothing,
+    /// The clock was set or the identity changed: that may have been the reason.
+    AnyChange,
+}
+
+/// What one connection is made with.
+struct Attempt {
+    endpoint: Endpoint,
+    credentials: Credentials,
+    /// None with a certificate.
+    password: Option<SasToken>,
+    certificate: Option<Validity>,
+    /// Of the identity.
+    stamp: Stamp,
+}
+
 impl Task {
     async fn run(mut self) {
         let delay = self.jitter.up_to(self.options.start_delay);
-        let mut next = self.pause(delay, false).await;
+        let mut next = self.pause(delay, Until::Nothing).await;
         while let Next::Attempt = next {
             next = self.attempt().await;
         }
@@ -338,42 +417,119 @@ impl Task {
 
     /// One connection, from before its CONNECT to the end of the pause after it.
     async fn attempt(&mut self) -> Next {
-        let now = (self.options.clock)();
-        let lifetime = self.options.token_lifetime;
-        let token = match self.options.credentials.token(now, lifetime) {
-            Ok(token) => token,
-            Err(not_set) => {
-                let error = SessionError::from(not_set);
-                if self.said.is_none_or(|(said, _)| said != error.code()) {
-                    self.say(&error, CLOCK_INTERVAL);
-                }
-                return self.pause(CLOCK_INTERVAL, false).await;
+        let identity = match self.who.ask(self.via).await {
+            Ok(identity) => identity,
+            Err(failure) => {
+                self.say_once(&failure, IDENTITY_INTERVAL);
+                return self.pause(IDENTITY_INTERVAL, Until::Nothing).await;
             }
         };
+        if let Err(not_set) = check_clock((self.options.clock)()) {
+            self.say_once(&Failure::from(&SessionError::from(not_set)), CLOCK_INTERVAL);
+            return self.pause(CLOCK_INTERVAL, Until::Nothing).await;
+        }
+        if let Some(enrollment) = self.who.to_register(&identity, Instant::now()) {
+            return self.register(&identity, enrollment).await;
+        }
+        let Some(credentials) = identity.device.clone() else {
+            let pause = self.who.register_pause(Instant::now());
+            return self.pause(pause, Until::AnyChange).await;
+        };
+        let lifetime = self.options.token_lifetime;
+        let password = match credentials.password((self.options.clock)(), lifetime) {
+            Ok(password) => password,
+            // It was set a moment ago.
+            Err(_) => return Next::Attempt,
+        };
+        let gateway = credentials.gateway();
+        let route = &self.options.route;
+        let attempt = Attempt {
+            endpoint: route.to_hub(credentials.hub(), gateway, self.via, &identity),
+            credentials,
+            password,
+            certificate: identity.certificate,
+            stamp: identity.stamp,
+        };
         self.connection += 1;
-        let (end, stood) = Link::run(self, &token).await;
+        let (end, stood) = Link::run(self, &attempt).await;
         if stood.is_some_and(|stood| stood >= STANDING) {
             self.backoff.reset();
+            self.who.standing();
             self.short_lived = 0;
         }
         match end {
             End::Shutdown => Next::Stop,
             End::Renew => Next::Attempt,
             End::Failed(error) => {
-                let error = self.judge(error, stood);
-                let pause = if error.is_refusal() {
+                self.who.attempted(error.is_refusal(), stood);
+                if stood.is_none() && error.may_be_the_way() {
+                    self.via = self.options.route.after_failure(self.via);
+                }
+                let error = self.judge(error, stood, &attempt.credentials);
+                let register = self.who.to_register(&identity, Instant::now()).is_some();
+                let pause = if error.is_refusal() && !register {
                     self.backoff.longest(&mut self.jitter)
                 } else {
                     self.backoff.pause(&mut self.jitter)
                 };
-                self.say(&error, pause);
-                self.pause(pause, true).await
+                self.say(&Failure::from(&error), pause);
+                self.pause(pause, Until::AnyChange).await
             }
         }
     }
 
+    /// Asks the provisioning service, and goes on with what there is then.
+    async fn register(&mut self, identity: &Identity, enrollment: Enrollment) -> Next {
+        let options = &self.options;
+        let password = enrollment.password((options.clock)(), options.token_lifetime);
+        let Ok(password) = password else {
+            // The clock was right a moment ago.
+            return Next::Attempt;
+        };
+        let work = register::register(
+            options.route.to_provisioning(self.via, identity),
+            enrollment.clone(),
+            password,
+            options.client.clone(),
+            Jitter::seeded(seed()),
+        );
+        tokio::pin!(work);
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut work => break outcome,
+                stop = self.meanwhile() => if stop { return Next::Stop },
+            }
+        };
+        let has_hub = identity.device.is_some();
+        self.who
+            .registered(enrollment, &outcome, has_hub, &mut self.jitter)
+            .await;
+        let Err(error) = outcome else {
+            return Next::Attempt;
+        };
+        if error.may_be_the_way() {
+            self.via = self.options.route.after_failure(self.via);
+        }
+        if has_hub {
+            let failure = Failure::from(&error);
+            warn!(
+                fwupdated_error_code = failure.code,
+                "going on with the hub assigned before: {failure}"
+            );
+            return Next::Attempt;
+        }
+        let pause = self.who.register_pause(Instant::now());
+        self.say(&Failure::from(&error), pause);
+        self.pause(pause, Until::AnyChange).await
+    }
+
     /// Connections that end within seconds, again and again, are someone else's doing.
-    fn judge(&mut self, error: SessionError, stood: Option<Duration>) -> SessionError {
+    fn judge(
+        &mut self,
+        error: SessionError,
+        stood: Option<Duration>,
+        credentials: &Credentials,
+    ) -> SessionError {
         if !(error.is_loss() && stood.is_some_and(|stood| stood < SHORT_LIVED)) {
             if error.is_network() {
                 self.short_lived = 0;
@@ -385,20 +541,31 @@ impl Task {
             return error;
         }
         SessionError::IdentityConflict {
-            device: self.options.credentials.device_id().to_owned(),
+            device: credentials.device_id().to_owned(),
             times: self.short_lived,
             source: Box::new(error),
         }
     }
 
+    /// As [`Self::say`], unless that is what was said last: for what is looked at often.
+    fn say_once(&mut self, failure: &Failure, pause: Duration) {
+        if self
+            .said
+            .as_ref()
+            .is_none_or(|(said, _)| *said != failure.code)
+        {
+            self.say(failure, pause);
+        }
+    }
+
     /// Tells the consumer, and the log's reader: at once when the reason is a new one, else now and then.
-    fn say(&mut self, error: &SessionError, pause: Duration) {
-        self.events.disconnected(Failure::from(error));
-        let (code, text) = (error.code(), chain(error));
+    fn say(&mut self, failure: &Failure, pause: Duration) {
+        self.events.disconnected(failure.clone());
+        let (code, text) = (&failure.code, &failure.message);
         let seconds = pause.as_secs_f32();
         let now = Instant::now();
-        match self.said {
-            Some((said, at)) if said == code && now < at + REMIND => {
+        match &self.said {
+            Some((said, at)) if said == code && now < *at + REMIND => {
                 debug!(
                     code,
                     "no hub connection: {text}; next attempt in {seconds:.1} s"
@@ -409,34 +576,49 @@ impl Task {
                     code,
                     "no hub connection: {text}; next attempt in {seconds:.1} s"
                 );
-                self.said = Some((code, now));
+                self.said = Some((code.clone(), now));
             }
         }
     }
 
-    /// Waits, and meanwhile hands over events. A clock that was set ends the wait: it may have been the
-    /// reason.
-    async fn pause(&mut self, pause: Duration, watch_clock: bool) -> Next {
+    /// Waits, and meanwhile hands over events.
+    async fn pause(&mut self, pause: Duration, until: Until) -> Next {
         let end = tokio::time::Instant::now() + pause;
-        let mut tick = tokio::time::interval(CLOCK_INTERVAL);
+        let mut clock = tokio::time::interval(CLOCK_INTERVAL);
+        let mut identity = tokio::time::interval(IDENTITY_INTERVAL);
+        // The first tick of an interval is at once, and nothing can have changed yet.
+        identity.reset();
+        let watch = until == Until::AnyChange;
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(end) => return Next::Attempt,
-                _ = tick.tick(), if watch_clock => {
+                _ = clock.tick(), if watch => {
                     if self.clock.jumped((self.options.clock)(), Instant::now()) {
                         info!("the clock was set; trying to connect to the hub again");
                         self.backoff.reset();
                         return Next::Attempt;
                     }
                 }
-                handed = self.events.hand_over() => if handed.is_err() {
-                    return Next::Stop;
-                },
-                command = self.commands.recv() => match command {
-                    Some(Command::Patch { .. }) => {}
-                    Some(Command::Shutdown) | None => return Next::Stop,
-                },
+                _ = identity.tick(), if watch => {
+                    if self.who.changed().await {
+                        self.backoff.reset();
+                        return Next::Attempt;
+                    }
+                }
+                stop = self.meanwhile() => if stop { return Next::Stop },
             }
+        }
+    }
+
+    /// What goes on without a connection: one event is handed over or one command is heard. True when that
+    /// means to stop.
+    async fn meanwhile(&mut self) -> bool {
+        tokio::select! {
+            handed = self.events.hand_over() => handed.is_err(),
+            command = self.commands.recv() => match command {
+                Some(Command::Patch { .. }) => false,
+                Some(Command::Shutdown) | None => true,
+            },
         }
     }
 }

@@ -57,14 +57,11 @@ pub fn parse(topic: &str) -> Option<Incoming> {
     }
     if let Some(rest) = topic.strip_prefix("$iothub/twin/res/") {
         let (status, query) = rest.split_once("/?")?;
-        let retry_after = value(query, "retry-after").or_else(|| value(query, "$retry-after"));
         return Some(Incoming::TwinAnswer {
             rid: rid(query)?,
             status: status.parse().ok()?,
             version: version(query),
-            retry_after: retry_after
-                .and_then(|seconds| seconds.parse::<u64>().ok())
-                .map(|seconds| Duration::from_secs(seconds.min(MAX_RETRY_AFTER))),
+            retry_after: retry_after(query),
         });
     }
     let rest = topic.strip_prefix("$iothub/twin/PATCH/properties/desired/")?;
@@ -74,12 +71,19 @@ pub fn parse(topic: &str) -> Option<Incoming> {
 }
 
 /// The raw value of `name` in `query`; the first counts. Names may be percent-encoded (`%24rid`).
-fn value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     query
         .split('&')
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
         .find(|(key, _)| *key == name || percent::decode(key).as_deref() == Some(name))
         .map(|(_, value)| value)
+}
+
+/// When to try again, as the server says it; an absurd wait is cut.
+pub(super) fn retry_after(query: &str) -> Option<Duration> {
+    let seconds = value(query, "retry-after").or_else(|| value(query, "$retry-after"))?;
+    let seconds = seconds.parse::<u64>().ok()?;
+    Some(Duration::from_secs(seconds.min(MAX_RETRY_AFTER)))
 }
 
 /// A request id that can be echoed in a topic: not empty, no wildcard.

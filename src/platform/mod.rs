@@ -1,5 +1,6 @@
 //! ACTS on this board, one effect a file.
 
+pub mod device_certificate;
 pub mod fetch;
 pub mod ioctl;
 pub mod reboot;

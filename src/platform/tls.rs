@@ -1,4 +1,5 @@
-//! One TLS configuration for everything that leaves the device: whom it trusts, and nothing else.
+//! One TLS configuration for everything that leaves the device: whom it trusts, and the device's certificate
+//! where it has one.
 //!
 //! Trust is the system's (`update-ca-certificates` counts) or, where the configuration names a CA file,
 //! that file alone. TLS 1.2 and 1.3, cryptography by `ring`. No certificates are built in.
@@ -16,9 +17,11 @@ use rustls::{
         CertificateDer,
         pem::{self, PemObject},
     },
+    sign::SingleCertAndKey,
 };
 use tracing::{debug, warn};
 
+use super::device_certificate::DeviceCertificate;
 use crate::update::failure::{Class, Coded};
 
 /// Why no TLS configuration could be made.
@@ -98,14 +101,28 @@ pub fn install_provider() {
 /// # Errors
 /// See [`TlsError`].
 pub fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
-    let roots = roots(ca_file)?;
+    client_config_as(roots(ca_file)?, None)
+}
+
+/// As [`client_config`], for a device that shows `certificate` to a server which asks for one.
+///
+/// # Errors
+/// [`TlsError::Setup`].
+pub fn client_config_as(
+    roots: RootCertStore,
+    certificate: Option<&DeviceCertificate>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(TlsError::Setup)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+        .with_root_certificates(roots);
+    Ok(Arc::new(match certificate {
+        None => config.with_no_client_auth(),
+        Some(certificate) => config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(
+            certificate.certified_key(),
+        ))),
+    }))
 }
 
 /// The certificates that are trusted: those in `ca_file` and no others, or the system's. Never empty.

@@ -180,6 +180,10 @@ pub struct HubStatus {
     pub host: Option<String>,
     /// The device id; `None` without an identity.
     pub device_id: Option<String>,
+    /// What carries MQTT: `mqtt` or `websocket`; `None` before the first attempt.
+    pub transport: Option<String>,
+    /// How the device proves who it is: `symmetric-key` or `x509`; `None` without an identity.
+    pub authentication: Option<String>,
     /// Since when it is as it is.
     pub since: Option<Timestamp>,
     /// Why there is no connection.

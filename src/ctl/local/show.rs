@@ -94,11 +94,16 @@ fn hub(hub: &HubStatus) -> String {
         connected,
         host,
         device_id,
+        transport,
+        authentication,
         since,
         error: _,
     } = hub;
     let Some(host) = host else {
-        return "no identity: see hub.connection_string_file".to_owned();
+        return match device_id {
+            Some(registration) => format!("no hub assigned yet to {registration}"),
+            None => "no identity: see hub.connection_string_file".to_owned(),
+        };
     };
     let mut text = if *connected {
         "connected to "
@@ -109,6 +114,13 @@ fn hub(hub: &HubStatus) -> String {
     text.push_str(host);
     if let Some(device) = device_id {
         let _ = write!(text, " as {device}");
+    }
+    let how: Vec<&str> = [transport, authentication]
+        .into_iter()
+        .filter_map(|how| how.as_deref())
+        .collect();
+    if !how.is_empty() {
+        let _ = write!(text, " ({})", how.join(", "));
     }
     if let Some(since) = since {
         let _ = write!(text, " since {}", output::time(*since));
@@ -279,6 +291,8 @@ mod tests {
                 connected: true,
                 host: Some("h.azure-devices.net".to_owned()),
                 device_id: Some("pi-01".to_owned()),
+                transport: Some("mqtt".to_owned()),
+                authentication: Some("symmetric-key".to_owned()),
                 since: Some(Timestamp::UNIX_EPOCH),
                 error: None,
             },
@@ -317,7 +331,7 @@ mod tests {
             [
                 "Firmware  1.3.0 in slot a",
                 "Daemon    fwupdated 0.1.0, bootloader uboot",
-                "Hub       connected to h.azure-devices.net as pi-01 since 1970-01-01T00:00:00Z",
+                "Hub       connected to h.azure-devices.net as pi-01 (mqtt, symmetric-key) since 1970-01-01T00:00:00Z",
                 "",
                 "SLOT  STATE    VERSION",
                 "a     good     1.3.0    booted",

@@ -2,8 +2,14 @@
 
 use std::error::Error;
 
+use jiff::Timestamp;
+
+use super::identity::Validity;
 use crate::{
-    hub::credentials::ClockNotSet,
+    hub::{
+        credentials::{ClockNotSet, Credentials, Secret},
+        provisioning::ProvisioningError,
+    },
     update::failure::{Class, Coded},
 };
 
@@ -26,11 +32,56 @@ pub enum SessionError {
         source: Cause,
     },
     /// Nothing came of it in time.
-    #[error("{at} did not complete a connection in time; check the network and firewalls")]
+    #[error(
+        "{at} did not complete a connection in time (at {stage}); check the network and firewalls"
+    )]
     Timeout {
         /// Host and port.
         at: String,
+        /// How far it came.
+        stage: &'static str,
     },
+    /// The proxy wants a password.
+    #[error(
+        "the proxy {proxy} wants user and password, or others; put `user:password` into the file of hub.proxy_authorization_file"
+    )]
+    ProxyAuthorization {
+        /// Host and port.
+        proxy: String,
+    },
+    /// The proxy does not lead there.
+    #[error(
+        "the proxy {proxy} does not lead to {at} (HTTP status {status}); many allow port 443 only: try hub.transport = \"websocket\""
+    )]
+    ProxyRefused {
+        /// Host and port.
+        proxy: String,
+        /// Where we want to go.
+        at: String,
+        /// Its answer.
+        status: u16,
+    },
+    /// The proxy is none.
+    #[error("the proxy {proxy} does not work; check hub.proxy")]
+    ProxyFailed {
+        /// Host and port.
+        proxy: String,
+        /// The reason.
+        #[source]
+        source: Cause,
+    },
+    /// No WebSocket.
+    #[error("{at} opens no WebSocket for MQTT; check the host and hub.websocket_port")]
+    WebSocket {
+        /// Host and port.
+        at: String,
+        /// The reason.
+        #[source]
+        source: Cause,
+    },
+    /// Within `dial` only: the server does not take our certificate.
+    #[error("the server refused the device's certificate")]
+    CertificateAlert,
     /// No trust.
     #[error(
         "the TLS handshake with {at} failed; check hub.ca_file (or the system's CA certificates) and the clock"
@@ -52,6 +103,58 @@ pub enum SessionError {
         /// The device.
         device: String,
     },
+    /// The hub does not take the certificate.
+    #[error(
+        "the hub {hub} refused device `{device}` with its certificate: unknown or disabled device, or another certificate is registered for it; compare the thumbprint, or the CA and the common name"
+    )]
+    CertificateRefused {
+        /// The hub.
+        hub: String,
+        /// The device.
+        device: String,
+    },
+    /// It was valid once.
+    #[error(
+        "the hub {hub} refused device `{device}`, whose certificate expired at {when}; renew it (the files are read again at the next attempt)"
+    )]
+    CertificateExpired {
+        /// The hub.
+        hub: String,
+        /// The device.
+        device: String,
+        /// Its last moment.
+        when: Timestamp,
+    },
+    /// It will be valid.
+    #[error(
+        "the hub {hub} refused device `{device}`, whose certificate is valid from {when} on; check the clock"
+    )]
+    CertificateNotYetValid {
+        /// The hub.
+        hub: String,
+        /// The device.
+        device: String,
+        /// Its first moment.
+        when: Timestamp,
+    },
+    /// The provisioning service cannot be asked.
+    #[error(
+        "the provisioning service, which knows the hub of this device, cannot be asked; check provisioning.host and the network"
+    )]
+    Provisioning(#[source] Box<SessionError>),
+    /// It does not take our credentials.
+    #[error(
+        "the provisioning service {at} refused registration id `{registration}`: no enrollment, another key or certificate, a wrong id scope, or a wrong clock"
+    )]
+    ProvisioningRefused {
+        /// Host and port.
+        at: String,
+        /// Our name there.
+        registration: String,
+    },
+    /// It gives no assignment.
+    #[error(transparent)]
+    Registration(#[from] ProvisioningError),
     /// CONNACK 1 or 2.
     #[error(
         "the hub refused the connection ({0}); its MQTT version is not ours or the device id is not allowed"
@@ -116,12 +219,60 @@ pub enum SessionError {
 impl SessionError {
     /// Whether the hub knows us and does not want us.
     pub(super) fn is_refusal(&self) -> bool {
-        matches!(self, Self::CredentialsRefused { .. } | Self::Refused(_))
+        matches!(
+            self,
+            Self::CredentialsRefused { .. }
+                | Self::CertificateRefused { .. }
+                | Self::CertificateExpired { .. }
+                | Self::CertificateNotYetValid { .. }
+                | Self::Refused(_)
+        )
+    }
+
+    /// Why the hub does not take `credentials` at `now`.
+    pub(super) fn refused(
+        credentials: &Credentials,
+        certificate: Option<Validity>,
+        now: Timestamp,
+    ) -> Self {
+        let hub = credentials.hub().to_owned();
+        let device = credentials.device_id().to_owned();
+        match (credentials.secret(), certificate) {
+            (Secret::Key(_), _) => Self::CredentialsRefused { hub, device },
+            (_, Some(Validity { to: when, .. })) if when < now => {
+                Self::CertificateExpired { hub, device, when }
+            }
+            (_, Some(Validity { from: when, .. })) if when > now => {
+                Self::CertificateNotYetValid { hub, device, when }
+            }
+            _ => Self::CertificateRefused { hub, device },
+        }
+    }
+
+    /// Whether another way to the server (transport) may lead there.
+    pub(super) fn may_be_the_way(&self) -> bool {
+        match self {
+            Self::Provisioning(source) => source.may_be_the_way(),
+            Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Tls { .. }
+            | Self::ClosedEarly { .. }
+            | Self::ProxyRefused { .. }
+            | Self::WebSocket { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether the network itself is the reason.
     pub(super) fn is_network(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Timeout { .. }
+                | Self::ProxyRefused { .. }
+                | Self::ProxyFailed { .. }
+                | Self::ProxyAuthorization { .. }
+        )
     }
 
     /// Whether a standing connection was ended by the other side.
@@ -136,8 +287,18 @@ impl Coded for SessionError {
             Self::Clock(_) => "hub-clock-not-set",
             Self::Unreachable { .. } => "hub-unreachable",
             Self::Timeout { .. } => "hub-timeout",
+            Self::ProxyAuthorization { .. } => "hub-proxy-authorization",
+            Self::ProxyRefused { .. } => "hub-proxy-refused",
+            Self::ProxyFailed { .. } => "hub-proxy-failed",
+            Self::WebSocket { .. } => "hub-websocket",
             Self::Tls { .. } => "hub-tls",
             Self::CredentialsRefused { .. } => "hub-credentials-refused",
+            Self::CertificateAlert | Self::CertificateRefused { .. } => "hub-certificate-refused",
+            Self::CertificateExpired { .. } => "hub-certificate-expired",
+            Self::CertificateNotYetValid { .. } => "hub-certificate-not-yet-valid",
+            Self::Provisioning(_) => "dps-unreachable",
+            Self::ProvisioningRefused { .. } => "dps-refused",
+            Self::Registration(error) => error.code(),
             Self::Refused(_) => "hub-refused",
             Self::Unavailable => "hub-unavailable",
             Self::ClosedEarly { .. } => "hub-closed-early",
@@ -156,11 +317,22 @@ impl Coded for SessionError {
         match self {
             Self::Clock(_)
             | Self::Tls { .. }
+            | Self::ProxyAuthorization { .. }
             | Self::CredentialsRefused { .. }
+            | Self::CertificateAlert
+            | Self::CertificateRefused { .. }
+            | Self::CertificateExpired { .. }
+            | Self::CertificateNotYetValid { .. }
+            | Self::ProvisioningRefused { .. }
             | Self::Refused(_)
             | Self::IdentityConflict { .. } => Class::Wait,
+            Self::Registration(error) => error.class(),
             Self::Unreachable { .. }
             | Self::Timeout { .. }
+            | Self::ProxyRefused { .. }
+            | Self::ProxyFailed { .. }
+            | Self::WebSocket { .. }
+            | Self::Provisioning(_)
             | Self::Unavailable
             | Self::ClosedEarly { .. }
             | Self::Lost { .. }

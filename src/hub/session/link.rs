@@ -1,50 +1,41 @@
-//! One connection, from CONNECT to its end: the only code that uses `rumqttc`.
+//! One connection, from CONNECT to its end: subscriptions, twin reads, method calls, patches.
 //!
-//! Rules kept here: every connection has its own event loop, so nothing of an earlier one (packets,
-//! tokens, buffered events) can leak into it; the event loop is polled by a task of its own and never
-//! cancelled, because a cancelled poll can lose a packet; requests go in by `try_*` only; everything is
-//! sent with QoS 0, as the hub's answers by request id say more than a PUBACK would.
+//! Rules kept here: every connection has its own pump and buffers, so nothing of an earlier one (packets,
+//! tokens, events) can leak into it; nothing here ever waits for the network, so packets go to the pump by
+//! `try_send` only.
 
 use std::{
     collections::HashSet,
     future::Future,
-    io,
     pin::Pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, EventLoop, MqttOptions, NetworkOptions,
-    Outgoing, Packet, Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
-    TlsConfiguration, Transport, mqttbytes,
-};
+use rumqttc::{Packet, Publish};
 use serde_json::Value;
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinHandle,
+    task::{JoinError, JoinHandle},
     time::{sleep_until, timeout, timeout_at},
 };
 use tracing::{debug, info};
 
 use super::{
-    CLOCK_INTERVAL, Command, HubEvent, MethodCall, MethodReply, SessionError, Task, error::Cause,
+    Attempt, CLOCK_INTERVAL, Command, HubEvent, Identity, MethodCall, MethodReply, SessionError,
+    Task, packets,
+    pump::{self, Polled},
+    who,
 };
 use crate::{
     hub::{
         backoff::Backoff,
-        credentials::SasToken,
         method::Answer,
         topics::{self, Incoming},
     },
     update::failure::{Class, Failure},
 };
-
-/// Largest packet in either direction: the hub's own limit is 256 KiB.
-const MAX_PACKET: usize = 300_000;
-
-/// For name resolution, TCP, TLS and CONNACK together, and for each flush.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the hub may take to answer a SUBSCRIBE or a twin read.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,7 +55,13 @@ const STOPPING: Duration = Duration::from_millis(500);
 /// For the DISCONNECT to leave.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Requests between us and the event loop. More than can be open at a time, so that it is full only when
+/// How long a new identity waits for a quiet moment at most.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// Longest keep-alive: load balancers on the way cut idle connections after 4 minutes.
+const MAX_KEEP_ALIVE: Duration = Duration::from_secs(230);
+
+/// Packets between us and the pump. More than can be open at a time, so that it is full only when
 /// the network takes nothing.
 const REQUESTS: usize = 4 * MAX_METHODS;
 
@@ -72,7 +69,7 @@ const REQUESTS: usize = 4 * MAX_METHODS;
 pub(super) enum End {
     /// We were asked to stop.
     Shutdown,
-    /// The token is about to expire: connect again at once.
+    /// The token is about to expire, or the identity changed: connect again at once.
     Renew,
     /// Something failed.
     Failed(SessionError),
@@ -88,14 +85,16 @@ enum Phase {
     Up,
 }
 
-/// What the poller tells.
-enum Polled {
-    ConnAck,
-    SubAck(bool),
-    Publish(Publish),
-    DisconnectSent,
-    Ended(ConnectionError),
+/// When to connect again without need.
+#[derive(Debug, Clone, Copy)]
+struct Renewal {
+    /// At the first quiet moment from then on.
+    at: Instant,
+    /// Then in any case.
+    force: Instant,
 }
+
+type Look = Result<Result<Identity, Failure>, JoinError>;
 
 type OpenMethod = Pin<Box<dyn Future<Output = (String, Answer)> + Send>>;
 
@@ -108,7 +107,8 @@ struct Read {
 /// One connection.
 pub(super) struct Link<'a> {
     task: &'a mut Task,
-    client: AsyncClient,
+    attempt: &'a Attempt,
+    requests: mpsc::Sender<Packet>,
     polled: mpsc::Receiver<Polled>,
     phase: Phase,
     /// When CONNACK came.
@@ -128,22 +128,40 @@ pub(super) struct Link<'a> {
     open: HashSet<String>,
     /// Patches that were sent and not answered.
     patches: HashSet<String>,
-    renew_at: Instant,
-    force_at: Instant,
+    /// None with a certificate, until something else asks for it.
+    renewal: Option<Renewal>,
     next_tick: Instant,
+    /// When to look at the identity again.
+    identity_at: Instant,
+    /// A look under way.
+    identity: Option<JoinHandle<Result<Identity, Failure>>>,
 }
 
 impl<'a> Link<'a> {
     /// Holds a connection until it ends. Also tells how long it stood, if it ever did.
-    pub(super) async fn run(task: &'a mut Task, token: &SasToken) -> (End, Option<Duration>) {
-        let (client, event_loop) = AsyncClient::new(options(task, token), REQUESTS);
+    pub(super) async fn run(task: &'a mut Task, attempt: &'a Attempt) -> (End, Option<Duration>) {
+        let (requests, request_receiver) = mpsc::channel(REQUESTS);
         let (polled_sender, polled) = mpsc::channel(8);
-        let _poller = AbortOnDrop(tokio::spawn(poll(event_loop, polled_sender)));
+        let connect = packets::connect(
+            attempt.credentials.device_id(),
+            attempt.credentials.user_name(&task.options.client),
+            attempt.password.as_ref(),
+            task.options
+                .keep_alive
+                .clamp(Duration::from_secs(1), MAX_KEEP_ALIVE),
+        );
+        let endpoint = attempt.endpoint.clone();
+        let pump = pump::run(endpoint, connect, request_receiver, polled_sender);
+        let _pump = AbortOnDrop(tokio::spawn(pump));
         let now = Instant::now();
         let life = task.options.token_lifetime.max(Duration::from_secs(1));
         let renew_after = task.jitter.between(life.mul_f64(0.80), life.mul_f64(0.85));
+        let renewal = attempt.password.is_some().then(|| Renewal {
+            at: now + renew_after,
+            force: now + life.mul_f64(0.95),
+        });
         let mut link = Link {
-            client,
+            requests,
             polled,
             phase: Phase::Connecting,
             since: None,
@@ -157,9 +175,11 @@ impl<'a> Link<'a> {
             methods: FuturesUnordered::new(),
             open: HashSet::new(),
             patches: HashSet::new(),
-            renew_at: now + renew_after,
-            force_at: now + life.mul_f64(0.95),
+            renewal,
             next_tick: now + CLOCK_INTERVAL,
+            identity_at: now + task.options.identity_check,
+            identity: None,
+            attempt,
             task,
         };
         let end = match link.hold().await {
@@ -198,36 +218,64 @@ impl<'a> Link<'a> {
                 handed = self.task.events.hand_over() => if handed.is_err() {
                     return Ok(End::Shutdown);
                 },
+                identity = look(&mut self.identity), if self.identity.is_some() => {
+                    self.identity = None;
+                    self.handle_identity(identity);
+                }
                 () = sleep_until(wake) => {}
             }
         }
     }
 
+    /// A changed identity is used from the next quiet moment on. One that cannot be read, perhaps half
+    /// replaced, costs nothing: this connection stands.
+    fn handle_identity(&mut self, identity: Look) {
+        match identity {
+            Ok(Ok(identity)) if identity.stamp != self.attempt.stamp => {
+                info!(
+                    "the device's identity changed; renewing the hub connection at a quiet moment"
+                );
+                let now = Instant::now();
+                self.renew(now, now + QUIET);
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(failure)) => debug!("the device's identity cannot be read now: {failure}"),
+            Err(error) => debug!("the look at the device's identity failed: {error}"),
+        }
+    }
+
+    /// Asks for a new connection, sooner than was planned if need be.
+    fn renew(&mut self, at: Instant, force: Instant) {
+        let planned = self.renewal.unwrap_or(Renewal { at, force });
+        self.renewal = Some(Renewal {
+            at: planned.at.min(at),
+            force: planned.force.min(force),
+        });
+    }
+
     /// True when the token should be renewed and nothing would be lost by it, or it must be.
     fn must_renew(&self, now: Instant) -> bool {
         let quiet = self.methods.is_empty() && self.patches.is_empty() && self.read.is_none();
-        let renew =
-            self.phase == Phase::Up && now >= self.renew_at && (quiet || now >= self.force_at);
+        let renew = self.phase == Phase::Up
+            && self
+                .renewal
+                .is_some_and(|renewal| now >= renewal.force || (quiet && now >= renewal.at));
         if renew {
-            debug!(
-                quiet,
-                "renewing the hub connection before its token expires"
-            );
+            debug!(quiet, "renewing the hub connection");
         }
         renew
     }
 
     fn next_timer(&self, now: Instant) -> Instant {
-        let renewal = if now < self.renew_at {
-            self.renew_at
-        } else {
-            self.force_at
-        };
+        let renewal = self.renewal.map(|renewal| match now < renewal.at {
+            true => renewal.at,
+            false => renewal.force,
+        });
         let read = self.read.as_ref().map(|read| read.deadline);
         [self.subscribe_deadline, read, self.read_at]
             .into_iter()
+            .chain([renewal.filter(|_| self.phase == Phase::Up)])
             .flatten()
-            .chain((self.phase == Phase::Up).then_some(renewal))
             .fold(self.next_tick, Instant::min)
     }
 
@@ -247,8 +295,16 @@ impl<'a> Link<'a> {
         if self.next_tick <= now {
             self.next_tick = now + CLOCK_INTERVAL;
             if self.task.clock.jumped((self.task.options.clock)(), now) {
-                info!("the clock was set; renewing the hub connection at a quiet moment");
-                self.renew_at = now;
+                // A certificate does not depend on our clock.
+                if let Some(Renewal { force, .. }) = self.renewal {
+                    info!("the clock was set; renewing the hub connection at a quiet moment");
+                    self.renew(now, force);
+                }
+            }
+            if self.identity_at <= now && self.identity.is_none() {
+                self.identity_at = now + self.task.options.identity_check;
+                let source = Arc::clone(self.task.who.source());
+                self.identity = Some(tokio::spawn(async move { who::read(&source).await }));
             }
         }
         Ok(())
@@ -257,21 +313,27 @@ impl<'a> Link<'a> {
     fn handle(&mut self, polled: Option<Polled>) -> Result<(), SessionError> {
         let now = Instant::now();
         match polled {
-            // The poller ends only by a panic without a last word.
+            // The pump ends only by a panic without a last word.
             None => return Err(SessionError::Client),
-            Some(Polled::Ended(error)) => return Err(self.classify(error)),
+            Some(Polled::Ended(error)) => return Err(error),
+            Some(Polled::CredentialsRefused) => {
+                return Err(SessionError::refused(
+                    &self.attempt.credentials,
+                    self.attempt.certificate,
+                    (self.task.options.clock)(),
+                ));
+            }
             Some(Polled::ConnAck) => {
                 self.since = Some(now);
                 self.phase = Phase::Subscribing;
                 self.subscribe_deadline = Some(now + ANSWER_TIMEOUT);
-                let filters = topics::FILTERS
-                    .map(|filter| SubscribeFilter::new(filter.to_owned(), QoS::AtMostOnce));
-                let sent = self.client.try_subscribe_many(filters);
+                let subscribe = packets::subscribe(&topics::FILTERS);
+                let sent = self.requests.try_send(subscribe);
                 sent.map_err(|_| SessionError::Stuck)?;
             }
             Some(Polled::SubAck(granted)) => {
                 self.subscribe_deadline = None;
-                if !granted {
+                if granted != topics::FILTERS.len() {
                     return Err(SessionError::Subscribe);
                 }
                 if self.phase == Phase::Subscribing {
@@ -412,10 +474,13 @@ impl<'a> Link<'a> {
         self.phase = Phase::Up;
         let connection = self.task.connection;
         if self.task.said.take().is_some() || connection == 1 {
+            let credentials = &self.attempt.credentials;
             info!(
-                "connected to {} as {}",
-                self.task.options.credentials.hub(),
-                self.task.options.credentials.device_id()
+                "connected to {} as {} ({}, {})",
+                credentials.hub(),
+                credentials.device_id(),
+                self.attempt.endpoint.via.name(),
+                credentials.secret().kind()
             );
         }
         self.task.events.push(HubEvent::Connected {
@@ -449,12 +514,10 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// Hands a message to the poller. It never waits: a full channel means that the network takes
+    /// Hands a message to the pump. It never waits: a full channel means that the network takes
     /// nothing.
     fn send(&self, topic: String, payload: Vec<u8>) -> Result<(), SessionError> {
-        let sent = self
-            .client
-            .try_publish(topic, QoS::AtMostOnce, false, payload);
+        let sent = self.requests.try_send(packets::publish(topic, payload));
         sent.map_err(|_| SessionError::Stuck)
     }
 
@@ -473,7 +536,7 @@ impl<'a> Link<'a> {
                 }
             }
         };
-        let asked = self.client.try_disconnect().is_ok();
+        let asked = self.requests.try_send(Packet::Disconnect).is_ok();
         if !asked || timeout(DISCONNECT_TIMEOUT, leave).await.is_err() {
             debug!("the DISCONNECT did not leave in time");
         }
@@ -500,117 +563,13 @@ impl<'a> Link<'a> {
             let _ = self.answer(&rid, &stopping);
         }
     }
-
-    fn classify(&self, error: ConnectionError) -> SessionError {
-        let options = &self.task.options;
-        let at = format!("{}:{}", options.host, options.port);
-        if self.since.is_some() {
-            let source = cause(error);
-            return SessionError::Lost { at, source };
-        }
-        use ConnectReturnCode as Code;
-        match error {
-            ConnectionError::ConnectionRefused(Code::BadUserNamePassword | Code::NotAuthorized) => {
-                SessionError::CredentialsRefused {
-                    hub: options.credentials.hub().to_owned(),
-                    device: options.credentials.device_id().to_owned(),
-                }
-            }
-            ConnectionError::ConnectionRefused(Code::ServiceUnavailable) => {
-                SessionError::Unavailable
-            }
-            ConnectionError::ConnectionRefused(code) => SessionError::Refused(format!("{code:?}")),
-            ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => {
-                SessionError::Timeout { at }
-            }
-            error if is_tls(&error) => SessionError::Tls {
-                at,
-                source: cause(error),
-            },
-            ConnectionError::Io(source) => SessionError::Unreachable {
-                at,
-                source: cause(ConnectionError::Io(source)),
-            },
-            error => SessionError::ClosedEarly {
-                at,
-                source: cause(error),
-            },
-        }
-    }
 }
 
-/// Whether TLS itself failed, wherever in the handshake the library noticed.
-fn is_tls(error: &ConnectionError) -> bool {
-    matches!(error, ConnectionError::Tls(tls) if !matches!(tls, rumqttc::TlsError::Io(_)))
-        || io_error(error)
-            .and_then(io::Error::get_ref)
-            .is_some_and(|inner| inner.is::<rustls::Error>())
-}
-
-/// The input or output that failed, wherever the library wrapped it.
-fn io_error(error: &ConnectionError) -> Option<&io::Error> {
-    match error {
-        ConnectionError::Tls(rumqttc::TlsError::Io(io))
-        | ConnectionError::Io(io)
-        | ConnectionError::MqttState(
-            StateError::Io(io) | StateError::Deserialization(mqttbytes::Error::Io(io)),
-        ) => Some(io),
-        _ => None,
-    }
-}
-
-/// The reason in words for people: the libraries' own name their layers and link to their manuals.
-fn cause(error: ConnectionError) -> Cause {
-    let words = match io_error(&error) {
-        Some(io) if io.kind() == io::ErrorKind::UnexpectedEof => {
-            "the other side closed it without a word".to_owned()
-        }
-        Some(io) => io.to_string(),
-        None => return error.into(),
-    };
-    words.into()
-}
-
-/// The MQTT options of one connection.
-fn options(task: &Task, token: &SasToken) -> MqttOptions {
-    let options = &task.options;
-    let credentials = &options.credentials;
-    let mut mqtt = MqttOptions::new(credentials.device_id(), &options.host, options.port);
-    let keep_alive = Duration::from_secs(options.keep_alive.as_secs().clamp(1, 230));
-    mqtt.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(
-        options.tls.clone(),
-    )))
-    .set_credentials(credentials.user_name(&options.client), token.secret())
-    .set_clean_session(false)
-    .set_keep_alive(keep_alive)
-    .set_max_packet_size(MAX_PACKET, MAX_PACKET);
-    mqtt
-}
-
-/// Polls `event_loop` to the end of the connection. Never cancelled but to drop the connection.
-async fn poll(mut event_loop: EventLoop, polled: mpsc::Sender<Polled>) {
-    let mut network = NetworkOptions::new();
-    network.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
-    network.set_tcp_nodelay(true);
-    event_loop.set_network_options(network);
-    loop {
-        use rumqttc::Event::{Incoming, Outgoing as Sent};
-        let tell = match event_loop.poll().await {
-            Ok(Incoming(Packet::ConnAck(_))) => Polled::ConnAck,
-            Ok(Incoming(Packet::SubAck(ack))) => {
-                let granted = |code: &_| matches!(code, SubscribeReasonCode::Success(_));
-                let all = ack.return_codes.len() == topics::FILTERS.len();
-                Polled::SubAck(all && ack.return_codes.iter().all(granted))
-            }
-            Ok(Incoming(Packet::Publish(publish))) => Polled::Publish(publish),
-            Ok(Sent(Outgoing::Disconnect)) => Polled::DisconnectSent,
-            Ok(_) => continue,
-            Err(error) => Polled::Ended(error),
-        };
-        let last = matches!(tell, Polled::Ended(_));
-        if polled.send(tell).await.is_err() || last {
-            return;
-        }
+/// The outcome of the look at the identity that is under way.
+async fn look(look: &mut Option<JoinHandle<Result<Identity, Failure>>>) -> Look {
+    match look {
+        Some(look) => look.await,
+        None => std::future::pending().await,
     }
 }
 

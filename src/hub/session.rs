@@ -7,7 +7,8 @@
 //!   clocks get set. It ends by [`SessionHandle::shutdown`] or when its receiver is dropped.
 //! - No token is made before the clock is set, and a new one is made before every attempt.
 //! - [`HubEvent::Connected`] comes only after the subscriptions were granted and the twin was read.
-//! - Every method call is answered, by the consumer or for it.
+//! - Every method call is answered within a second, by the consumer or for it.
+//! - A connection on which nothing comes any more is noticed and made again.
 //! - Its memory is bounded, however slow the consumer is.
 
 use std::{
@@ -36,13 +37,17 @@ use crate::{
     update::failure::{Coded, Failure, chain},
 };
 
+mod calls;
 mod clock;
+mod contest;
 mod error;
 mod link;
+mod silence;
 
 pub use error::SessionError;
 
 use clock::ClockWatch;
+use contest::Contest;
 use link::{End, Link};
 
 /// First pause after a failed attempt.
@@ -50,12 +55,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A connection that stood this long counts as a good one: the next pause is short again.
 const STANDING: Duration = Duration::from_secs(60);
-
-/// Connections shorter than this, one after another, mean that someone else uses this identity.
-const SHORT_LIVED: Duration = Duration::from_secs(10);
-
-/// How many of them.
-const SHORT_LIVED_IN_A_ROW: u32 = 3;
 
 /// How often the clock is looked at while it is wrong or may have been set.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(2);
@@ -137,7 +136,7 @@ pub enum HubEvent {
         /// Why.
         failure: Failure,
     },
-    /// A direct method was called. Answer within a second.
+    /// A direct method was called. If it is not answered within 950 ms, its caller is told so.
     Method(MethodCall),
     /// The desired section changed; versions come without gaps.
     Desired {
@@ -146,9 +145,12 @@ pub enum HubEvent {
         /// The change.
         patch: Value,
     },
-    /// The desired section was read again, because a change was missed.
-    DesiredRead {
-        /// The whole section with its `$version`.
+    /// The twin was read again: a change of the desired section was missed, or [`SessionHandle::read_twin`] asked
+    /// for it.
+    TwinRead {
+        /// The reported section with its `$version`.
+        reported: Value,
+        /// The desired section with its `$version`.
         desired: Value,
     },
     /// The hub answered a patch.
@@ -180,9 +182,14 @@ pub struct MethodCall {
 pub struct MethodReply(oneshot::Sender<Answer>);
 
 impl MethodReply {
-    /// Answers the call. False when the connection it came by has ended.
+    /// Answers the call. False when it is too late, or the connection it came by has ended.
     pub fn send(self, answer: Answer) -> bool {
         self.0.send(answer).is_ok()
+    }
+
+    /// Returns when nobody waits for the answer any more: the time is over, or the connection it came by.
+    pub async fn is_late(&mut self) {
+        self.0.closed().await;
     }
 }
 
@@ -191,6 +198,9 @@ enum Command {
         connection: u64,
         rid: String,
         body: Bytes,
+    },
+    Read {
+        connection: u64,
     },
     Shutdown,
 }
@@ -212,8 +222,17 @@ impl SessionHandle {
             rid: rid.to_owned(),
             body: Bytes::from(body.to_string()),
         };
-        if self.commands.try_send(patch).is_err() {
-            debug!("the session's task is busy or gone; a patch was dropped");
+        self.send(patch);
+    }
+
+    /// Reads the twin by `connection`, as [`SessionHandle::patch`] does. It comes as [`HubEvent::TwinRead`], or never.
+    pub fn read_twin(&self, connection: u64) {
+        self.send(Command::Read { connection });
+    }
+
+    fn send(&self, command: Command) {
+        if self.commands.try_send(command).is_err() {
+            debug!("the session's task is busy or gone; a request was dropped");
         }
     }
 
@@ -254,7 +273,7 @@ impl Session {
                 waiting: VecDeque::new(),
             },
             connection: 0,
-            short_lived: 0,
+            contest: Contest::default(),
             said: None,
         };
         let task = tokio::spawn(task.run());
@@ -314,8 +333,7 @@ struct Task {
     jitter: Jitter,
     clock: ClockWatch,
     connection: u64,
-    /// Connections in a row that ended within seconds.
-    short_lived: u32,
+    contest: Contest,
     /// The failure that was last said in the log, and when.
     said: Option<(&'static str, Instant)>,
 }
@@ -354,7 +372,6 @@ impl Task {
         let (end, stood) = Link::run(self, &token).await;
         if stood.is_some_and(|stood| stood >= STANDING) {
             self.backoff.reset();
-            self.short_lived = 0;
         }
         match end {
             End::Shutdown => Next::Stop,
@@ -372,22 +389,19 @@ impl Task {
         }
     }
 
-    /// Connections that end within seconds, again and again, are someone else's doing.
+    /// Connections that the other side ends, again and again, are someone else's doing.
     fn judge(&mut self, error: SessionError, stood: Option<Duration>) -> SessionError {
-        if !(error.is_loss() && stood.is_some_and(|stood| stood < SHORT_LIVED)) {
-            if error.is_network() {
-                self.short_lived = 0;
-            }
-            return error;
+        if error.is_network() {
+            self.contest.network_failed();
         }
-        self.short_lived += 1;
-        if self.short_lived < SHORT_LIVED_IN_A_ROW {
-            return error;
-        }
-        SessionError::IdentityConflict {
-            device: self.options.credentials.device_id().to_owned(),
-            times: self.short_lived,
-            source: Box::new(error),
+        let ended = stood.filter(|_| error.is_loss());
+        match ended.and_then(|stood| self.contest.ended(stood, Instant::now())) {
+            Some(times) => SessionError::IdentityConflict {
+                device: self.options.credentials.device_id().to_owned(),
+                times,
+                source: Box::new(error),
+            },
+            None => error,
         }
     }
 
@@ -433,7 +447,7 @@ impl Task {
                     return Next::Stop;
                 },
                 command = self.commands.recv() => match command {
-                    Some(Command::Patch { .. }) => {}
+                    Some(Command::Patch { .. } | Command::Read { .. }) => {}
                     Some(Command::Shutdown) | None => return Next::Stop,
                 },
             }

@@ -6,14 +6,15 @@
 //! sent with QoS 0, as the hub's answers by request id say more than a PUBACK would.
 
 use std::{
-    collections::HashSet,
-    future::Future,
     io,
-    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use bytes::Bytes;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, EventLoop, MqttOptions, NetworkOptions,
     Outgoing, Packet, Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
@@ -21,23 +22,23 @@ use rumqttc::{
 };
 use serde_json::Value;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     task::JoinHandle,
-    time::{sleep_until, timeout, timeout_at},
+    time::{sleep_until, timeout},
 };
 use tracing::{debug, info};
 
 use super::{
-    CLOCK_INTERVAL, Command, HubEvent, MethodCall, MethodReply, SessionError, Task, error::Cause,
+    CLOCK_INTERVAL, Command, HubEvent, MethodCall, SessionError, Task,
+    calls::{self, ANSWER_LIMIT, Calls, MAX_OPEN},
+    error::Cause,
+    silence::Silence,
 };
-use crate::{
-    hub::{
-        backoff::Backoff,
-        credentials::SasToken,
-        method::Answer,
-        topics::{self, Incoming},
-    },
-    update::failure::{Class, Failure},
+use crate::hub::{
+    backoff::Backoff,
+    credentials::SasToken,
+    method::Answer,
+    topics::{self, Incoming},
 };
 
 /// Largest packet in either direction: the hub's own limit is 256 KiB.
@@ -46,27 +47,25 @@ const MAX_PACKET: usize = 300_000;
 /// For name resolution, TCP, TLS and CONNACK together, and for each flush.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the hub may take to answer a SUBSCRIBE or a twin read.
+/// How long the hub may take to answer a SUBSCRIBE, a twin read or a patch.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Method calls open at a time; more are answered 503.
-const MAX_METHODS: usize = 32;
-
-/// When a method that nobody answered is answered for the consumer: before the usual caller gives up.
-const METHOD_TIMEOUT: Duration = Duration::from_secs(25);
+/// Shortest time between two reads of the twin on one connection, whatever seems to be missed.
+const READ_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Largest answer to a method the hub takes.
 const MAX_ANSWER: usize = 128 * 1024;
 
-/// How long open method calls may still be answered by the consumer when we stop.
-const STOPPING: Duration = Duration::from_millis(500);
-
 /// For the DISCONNECT to leave.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Requests between us and the event loop. More than can be open at a time, so that it is full only when
-/// the network takes nothing.
-const REQUESTS: usize = 4 * MAX_METHODS;
+/// Requests between us and the event loop, which takes up to ten messages in for each that it sends: a flood of
+/// calls is refused faster than the refusals leave.
+const REQUESTS: usize = 512;
+
+/// So many refusals may wait to be sent; the callers beyond get none. More than can be open besides fits on top, so
+/// that `REQUESTS` is reached only when the network takes nothing.
+const MAX_REFUSALS: usize = REQUESTS - 4 * MAX_OPEN;
 
 /// How a connection ended.
 pub(super) enum End {
@@ -93,11 +92,12 @@ enum Polled {
     ConnAck,
     SubAck(bool),
     Publish(Publish),
+    /// Something else came.
+    Heard,
+    PingSent,
     DisconnectSent,
     Ended(ConnectionError),
 }
-
-type OpenMethod = Pin<Box<dyn Future<Output = (String, Answer)> + Send>>;
 
 /// A twin read that was asked for and not answered.
 struct Read {
@@ -109,7 +109,10 @@ struct Read {
 pub(super) struct Link<'a> {
     task: &'a mut Task,
     client: AsyncClient,
+    /// Messages handed to the event loop and not yet sent.
+    unsent: Arc<AtomicUsize>,
     polled: mpsc::Receiver<Polled>,
+    silence: Silence,
     phase: Phase,
     /// When CONNACK came.
     since: Option<Instant>,
@@ -119,15 +122,14 @@ pub(super) struct Link<'a> {
     read_at: Option<Instant>,
     read_backoff: Backoff,
     reads: u32,
+    last_read: Option<Instant>,
     /// Version of the desired section that the consumer knows.
     desired: u64,
     /// Highest version that was pushed while a read was under way.
     pushed: u64,
-    methods: FuturesUnordered<OpenMethod>,
-    /// Their request ids.
-    open: HashSet<String>,
-    /// Patches that were sent and not answered.
-    patches: HashSet<String>,
+    calls: Calls,
+    /// Patches that were sent and not answered, and until when an answer may come.
+    patches: Vec<(String, Instant)>,
     renew_at: Instant,
     force_at: Instant,
     next_tick: Instant,
@@ -138,13 +140,20 @@ impl<'a> Link<'a> {
     pub(super) async fn run(task: &'a mut Task, token: &SasToken) -> (End, Option<Duration>) {
         let (client, event_loop) = AsyncClient::new(options(task, token), REQUESTS);
         let (polled_sender, polled) = mpsc::channel(8);
-        let _poller = AbortOnDrop(tokio::spawn(poll(event_loop, polled_sender)));
+        let unsent = Arc::new(AtomicUsize::new(0));
+        let _poller = AbortOnDrop(tokio::spawn(poll(
+            event_loop,
+            polled_sender,
+            unsent.clone(),
+        )));
         let now = Instant::now();
         let life = task.options.token_lifetime.max(Duration::from_secs(1));
         let renew_after = task.jitter.between(life.mul_f64(0.80), life.mul_f64(0.85));
         let mut link = Link {
             client,
+            unsent,
             polled,
+            silence: Silence::new(task.options.keep_alive),
             phase: Phase::Connecting,
             since: None,
             subscribe_deadline: None,
@@ -152,11 +161,11 @@ impl<'a> Link<'a> {
             read_at: None,
             read_backoff: Backoff::new(Duration::from_secs(2), Duration::from_secs(60)),
             reads: 0,
+            last_read: None,
             desired: 0,
             pushed: 0,
-            methods: FuturesUnordered::new(),
-            open: HashSet::new(),
-            patches: HashSet::new(),
+            calls: Calls::default(),
+            patches: Vec::new(),
             renew_at: now + renew_after,
             force_at: now + life.mul_f64(0.95),
             next_tick: now + CLOCK_INTERVAL,
@@ -182,17 +191,18 @@ impl<'a> Link<'a> {
             let wake = tokio::time::Instant::from_std(self.next_timer(now));
             tokio::select! {
                 polled = self.polled.recv() => self.handle(polled)?,
-                Some((rid, answer)) = self.methods.next(), if !self.methods.is_empty() => {
-                    self.open.remove(&rid);
+                Some((rid, answer)) = self.calls.next(), if !self.calls.is_empty() => {
                     self.answer(&rid, &answer)?;
                 }
                 command = self.task.commands.recv() => match command {
-                    Some(Command::Patch { connection, rid, body }) => {
-                        if connection == self.task.connection && self.phase == Phase::Up {
-                            self.send(topics::twin_patch(&rid), body.to_vec())?;
-                            self.patches.insert(rid);
-                        }
+                    Some(Command::Patch { connection, rid, body }) if self.is_up(connection) => {
+                        self.send_patch(rid, &body)?;
                     }
+                    Some(Command::Read { connection }) if self.is_up(connection) => {
+                        // One that is under way was perhaps asked for too early.
+                        self.read_soon(Instant::now());
+                    }
+                    Some(Command::Patch { .. } | Command::Read { .. }) => {}
                     Some(Command::Shutdown) | None => return Ok(End::Shutdown),
                 },
                 handed = self.task.events.hand_over() => if handed.is_err() {
@@ -203,9 +213,26 @@ impl<'a> Link<'a> {
         }
     }
 
+    /// Whether this is `connection`, and the consumer knows its twin.
+    fn is_up(&self, connection: u64) -> bool {
+        connection == self.task.connection && self.phase == Phase::Up
+    }
+
+    fn send_patch(&mut self, rid: String, body: &Bytes) -> Result<(), SessionError> {
+        let now = Instant::now();
+        self.send(topics::twin_patch(&rid), body.to_vec())?;
+        self.silence.asked(now);
+        self.patches.retain(|(_, until)| *until > now);
+        self.patches.push((rid, now + ANSWER_TIMEOUT));
+        Ok(())
+    }
+
     /// True when the token should be renewed and nothing would be lost by it, or it must be.
     fn must_renew(&self, now: Instant) -> bool {
-        let quiet = self.methods.is_empty() && self.patches.is_empty() && self.read.is_none();
+        let quiet = self.calls.is_empty()
+            && self.patches.iter().all(|(_, until)| *until <= now)
+            && self.read.is_none()
+            && self.polled.is_empty();
         let renew =
             self.phase == Phase::Up && now >= self.renew_at && (quiet || now >= self.force_at);
         if renew {
@@ -224,7 +251,8 @@ impl<'a> Link<'a> {
             self.force_at
         };
         let read = self.read.as_ref().map(|read| read.deadline);
-        [self.subscribe_deadline, read, self.read_at]
+        let silent = self.silence.deadline();
+        [self.subscribe_deadline, read, self.read_at, silent]
             .into_iter()
             .flatten()
             .chain((self.phase == Phase::Up).then_some(renewal))
@@ -241,6 +269,13 @@ impl<'a> Link<'a> {
         if self.read.as_ref().is_some_and(|read| read.deadline <= now) {
             return Err(SessionError::TwinSilent);
         }
+        let silent = self.silence.deadline();
+        if silent.is_some_and(|deadline| deadline <= now) && self.polled.is_empty() {
+            return Err(SessionError::Silent {
+                at: self.address(),
+                seconds: self.silence.patience().as_secs(),
+            });
+        }
         if self.read_at.is_some_and(|at| at <= now) {
             self.start_read(now)?;
         }
@@ -256,6 +291,13 @@ impl<'a> Link<'a> {
 
     fn handle(&mut self, polled: Option<Polled>) -> Result<(), SessionError> {
         let now = Instant::now();
+        match &polled {
+            Some(Polled::PingSent) => self.silence.asked(now),
+            Some(Polled::ConnAck | Polled::SubAck(_) | Polled::Publish(_) | Polled::Heard) => {
+                self.silence.heard();
+            }
+            Some(Polled::DisconnectSent | Polled::Ended(_)) | None => {}
+        }
         match polled {
             // The poller ends only by a panic without a last word.
             None => return Err(SessionError::Client),
@@ -268,6 +310,7 @@ impl<'a> Link<'a> {
                     .map(|filter| SubscribeFilter::new(filter.to_owned(), QoS::AtMostOnce));
                 let sent = self.client.try_subscribe_many(filters);
                 sent.map_err(|_| SessionError::Stuck)?;
+                self.silence.asked(now);
             }
             Some(Polled::SubAck(granted)) => {
                 self.subscribe_deadline = None;
@@ -280,14 +323,14 @@ impl<'a> Link<'a> {
                 }
             }
             Some(Polled::Publish(publish)) => self.handle_publish(publish, now)?,
-            Some(Polled::DisconnectSent) => {}
+            Some(Polled::Heard | Polled::PingSent | Polled::DisconnectSent) => {}
         }
         Ok(())
     }
 
     fn handle_publish(&mut self, publish: Publish, now: Instant) -> Result<(), SessionError> {
         match topics::parse(&publish.topic) {
-            Some(Incoming::Method { name, rid }) => self.handle_method(name, rid, publish),
+            Some(Incoming::Method { name, rid }) => self.handle_method(name, rid, publish, now),
             Some(Incoming::TwinAnswer {
                 rid,
                 status,
@@ -297,7 +340,11 @@ impl<'a> Link<'a> {
                 if self.read.take_if(|read| read.rid == rid).is_some() {
                     return self.handle_read(status, retry_after, &publish.payload, now);
                 }
-                if self.patches.remove(&rid) && !self.task.events.is_full() {
+                let asked = self.patches.iter().position(|(asked, _)| *asked == rid);
+                if let Some(asked) = asked
+                    && !self.task.events.is_full()
+                {
+                    self.patches.swap_remove(asked);
                     self.task.events.push(HubEvent::TwinAnswer {
                         rid,
                         status,
@@ -323,26 +370,21 @@ impl<'a> Link<'a> {
         name: String,
         rid: String,
         publish: Publish,
+        now: Instant,
     ) -> Result<(), SessionError> {
-        if self.methods.len() >= MAX_METHODS || self.task.events.is_full() {
-            let message = "too many method calls are open on this device; try again later";
-            let failure = Failure::new("method-overload", Class::Retry, message);
-            return self.answer(&rid, &Answer::unavailable(&failure));
+        // While calls overlap without end there is no quiet moment for a renewal: this makes one.
+        let must_close = now >= self.renew_at && now + ANSWER_LIMIT >= self.force_at;
+        if self.calls.is_full() || self.task.events.is_full() || must_close {
+            if self.unsent.load(Ordering::Relaxed) >= MAX_REFUSALS {
+                debug!("more calls than can be refused; one was dropped");
+                return Ok(());
+            }
+            return self.answer(&rid, &calls::overload());
         }
-        let (reply, answer) = oneshot::channel();
-        self.open.insert(rid.clone());
-        self.methods.push(Box::pin(async move {
-            let answer = match timeout(METHOD_TIMEOUT, answer).await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(_)) => Answer::internal("the call was dropped"),
-                Err(_) => Answer::internal("it took too long"),
-            };
-            (rid, answer)
-        }));
         self.task.events.push(HubEvent::Method(MethodCall {
             name,
             payload: publish.payload,
-            reply: MethodReply(reply),
+            reply: self.calls.open(rid),
         }));
         Ok(())
     }
@@ -357,13 +399,21 @@ impl<'a> Link<'a> {
         self.send(topics::method_answer(status, rid), body.into_bytes())
     }
 
+    /// Reads the twin (again), at once or soon after the last time.
+    fn read_soon(&mut self, now: Instant) {
+        let earliest = self.last_read.map_or(now, |last| last + READ_INTERVAL);
+        self.read_at.get_or_insert(earliest.max(now));
+    }
+
     fn start_read(&mut self, now: Instant) -> Result<(), SessionError> {
         self.reads += 1;
+        self.last_read = Some(now);
         self.read_at = None;
         self.pushed = 0;
         let rid = format!("read-{:x}", self.reads);
         // The official SDKs send a space: not every server likes an empty body.
         self.send(topics::twin_read(&rid), b" ".to_vec())?;
+        self.silence.asked(now);
         self.read = Some(Read {
             rid,
             deadline: now + ANSWER_TIMEOUT,
@@ -405,7 +455,9 @@ impl<'a> Link<'a> {
             if self.task.events.is_full() {
                 self.read_at = Some(now + ANSWER_TIMEOUT);
             } else {
-                self.task.events.push(HubEvent::DesiredRead { desired });
+                self.task
+                    .events
+                    .push(HubEvent::TwinRead { reported, desired });
             }
             return Ok(());
         }
@@ -444,7 +496,7 @@ impl<'a> Link<'a> {
             }
             _ => {
                 debug!("a change of the desired properties was missed; reading the twin");
-                self.read_at.get_or_insert(now);
+                self.read_soon(now);
             }
         }
     }
@@ -452,10 +504,17 @@ impl<'a> Link<'a> {
     /// Hands a message to the poller. It never waits: a full channel means that the network takes
     /// nothing.
     fn send(&self, topic: String, payload: Vec<u8>) -> Result<(), SessionError> {
+        self.unsent.fetch_add(1, Ordering::Relaxed);
         let sent = self
             .client
             .try_publish(topic, QoS::AtMostOnce, false, payload);
         sent.map_err(|_| SessionError::Stuck)
+    }
+
+    /// Where we are connected to.
+    fn address(&self) -> String {
+        let options = &self.task.options;
+        format!("{}:{}", options.host, options.port)
     }
 
     /// A clean end: what is open is answered, then DISCONNECT, bounded in time.
@@ -482,28 +541,21 @@ impl<'a> Link<'a> {
     /// Sends the answers that are there or come within a moment, and 503 for the rest: who would answer
     /// may be stopping as well.
     async fn answer_open_methods(&mut self) {
-        let message = "the daemon is stopping; try again when it runs";
-        let stopping = Failure::new("stopping", Class::Wait, message);
-        let stopping = Answer::unavailable(&stopping);
+        let stopping = calls::stopping();
         for event in std::mem::take(&mut self.task.events.waiting) {
             if let HubEvent::Method(call) = event {
                 call.reply.send(stopping.clone());
             }
         }
-        let end = tokio::time::Instant::now() + STOPPING;
-        while let Ok(Some((rid, answer))) = timeout_at(end, self.methods.next()).await {
-            self.open.remove(&rid);
+        for (rid, answer) in self.calls.close(&stopping).await {
             // A full channel means that the network takes nothing: there is nobody to answer.
             let _ = self.answer(&rid, &answer);
-        }
-        for rid in std::mem::take(&mut self.open) {
-            let _ = self.answer(&rid, &stopping);
         }
     }
 
     fn classify(&self, error: ConnectionError) -> SessionError {
         let options = &self.task.options;
-        let at = format!("{}:{}", options.host, options.port);
+        let at = self.address();
         if self.since.is_some() {
             let source = cause(error);
             return SessionError::Lost { at, source };
@@ -588,7 +640,7 @@ fn options(task: &Task, token: &SasToken) -> MqttOptions {
 }
 
 /// Polls `event_loop` to the end of the connection. Never cancelled but to drop the connection.
-async fn poll(mut event_loop: EventLoop, polled: mpsc::Sender<Polled>) {
+async fn poll(mut event_loop: EventLoop, polled: mpsc::Sender<Polled>, unsent: Arc<AtomicUsize>) {
     let mut network = NetworkOptions::new();
     network.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
     network.set_tcp_nodelay(true);
@@ -603,8 +655,14 @@ async fn poll(mut event_loop: EventLoop, polled: mpsc::Sender<Polled>) {
                 Polled::SubAck(all && ack.return_codes.iter().all(granted))
             }
             Ok(Incoming(Packet::Publish(publish))) => Polled::Publish(publish),
+            Ok(Incoming(_)) => Polled::Heard,
+            Ok(Sent(Outgoing::Publish(_))) => {
+                unsent.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            Ok(Sent(Outgoing::PingReq)) => Polled::PingSent,
             Ok(Sent(Outgoing::Disconnect)) => Polled::DisconnectSent,
-            Ok(_) => continue,
+            Ok(Sent(_)) => continue,
             Err(error) => Polled::Ended(error),
         };
         let last = matches!(tell, Polled::Ended(_));

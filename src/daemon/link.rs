@@ -4,6 +4,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use serde_json::Value;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -22,7 +23,7 @@ use crate::{
         method::{self, Answer, Methods},
         reporter::{Change, Event as ReporterEvent, Pace, Reporter, Wanted},
         session::{HubEvent, MethodCall, SessionHandle},
-        twin,
+        twin::{self, Run},
     },
     update::{
         failure::{Class, Failure},
@@ -54,6 +55,8 @@ pub struct Link {
     handed_over: Vec<String>,
     /// The update whose stages are being handed over, and how many of them were.
     shown: (String, usize),
+    /// The run whose end the twin showed at the last connect.
+    told: Option<Run>,
     /// The last status handed over, to tell a change of stage from progress.
     last: Option<Status>,
     hub: HubStatus,
@@ -85,6 +88,7 @@ impl Link {
             reporter,
             handed_over: Vec::new(),
             shown: (String::new(), 0),
+            told: None,
             last: None,
             hub,
         }
@@ -191,23 +195,29 @@ impl Link {
         if self.shown.0 != present {
             self.shown = (present, 0);
         }
+        let has_ended = status.update.as_ref().is_some_and(|u| u.stage.is_final());
+        let is_told = has_ended && outbox.iter().all(|report| report.run() != self.shown.0);
         while self.shown.1 < trail.len() {
+            let passed = &trail[self.shown.1];
             let last = self.shown.1 + 1 == trail.len();
-            if self.hub.connected && !last {
-                if !self.reporter.stages_are_settled() {
-                    return;
-                }
+            if self.hub.connected && trail.len() > 1 && !self.reporter.stages_are_settled() {
+                return;
+            }
+            // That an update failed is shown before it was rolled back, also when it is told late.
+            let failed = !is_told && passed.error.is_some() && !passed.stage.is_final();
+            if failed || (self.hub.connected && !last) {
                 let then = Status {
-                    update: Some(trail[self.shown.1].clone()),
+                    update: Some(passed.clone()),
                     ..status.clone()
                 };
-                self.want(&then, Change::Stage, None);
-            } else if last
-                && self.hub.connected
-                && trail.len() > 1
-                && !self.reporter.stages_are_settled()
-            {
-                return;
+                let document = twin::reported(&then);
+                let is_told = self.told.is_some() && Run::of(&document) == self.told;
+                if !is_told {
+                    self.want(document, Change::Stage, None);
+                    if !self.hub.connected {
+                        return;
+                    }
+                }
             }
             self.shown.1 += 1;
         }
@@ -235,7 +245,7 @@ impl Link {
         } else {
             Change::Progress
         };
-        self.want(&status, change, None);
+        self.want(twin::reported(&status), change, None);
         self.last = Some(status);
     }
 
@@ -250,12 +260,12 @@ impl Link {
             update: Some(report.clone()),
             ..status.clone()
         };
-        self.want(&then, Change::Stage, Some(run));
+        self.want(twin::reported(&then), Change::Stage, Some(run));
     }
 
-    fn want(&mut self, status: &Status, change: Change, terminal: Option<String>) {
+    fn want(&mut self, document: Value, change: Change, terminal: Option<String>) {
         self.reporter.set_wanted(Wanted {
-            document: twin::reported(status),
+            document,
             change,
             terminal,
         });
@@ -269,6 +279,9 @@ impl Link {
                 desired,
             } => {
                 self.connection = connection;
+                self.told = twin::ended(&reported);
+                // Before the reporter compares: it must know everything that the twin may show.
+                self.hand_over();
                 self.reporter.handle_connected(&reported, now());
                 self.connection_changed(true, None);
                 self.send(Command::Desired(desired));

@@ -1,7 +1,13 @@
 //! The connection to the hub over real TLS and MQTT, against a scripted hub on the loopback.
 
+#[path = "hub_session/overload.rs"]
+mod overload;
 #[path = "hub_session/peer.rs"]
 mod peer;
+#[path = "hub_session/renewal.rs"]
+mod renewal;
+#[path = "hub_session/silence.rs"]
+mod silence;
 
 use std::{
     sync::{
@@ -155,19 +161,6 @@ async fn methods_are_answered_by_their_id_in_any_order_and_a_dropped_one_gets_50
 }
 
 #[tokio::test]
-async fn an_answer_too_long_for_the_hub_becomes_500() {
-    let peer = Peer::start().await;
-    let (_handle, mut events, _) = up(&peer).await;
-    let call = peer.call("m", "");
-    let long = "x".repeat(200_000);
-    method(&mut events)
-        .await
-        .reply
-        .send(answer(200, json!(long)));
-    assert_eq!(timeout(LONG, call).await.unwrap().unwrap().0, 500);
-}
-
-#[tokio::test]
 async fn patches_make_the_round_trip_and_those_for_an_earlier_connection_are_not_sent() {
     let peer = Peer::start().await;
     peer.with(|state| state.script.patch_status = [429, 204].into());
@@ -223,72 +216,6 @@ async fn after_a_drop_it_connects_again_subscribes_again_and_reads_the_twin_agai
 }
 
 #[tokio::test]
-async fn a_token_is_renewed_quietly_while_methods_are_answered_all_along() {
-    let peer = Peer::start().await;
-    let short = SessionOptions {
-        token_lifetime: Duration::from_secs(3),
-        ..options(&peer)
-    };
-    let (_handle, mut events) = Session::spawn(short);
-    connected(&mut events).await;
-    let consumer = tokio::spawn(async move {
-        let mut renewals = 0;
-        while renewals < 3 {
-            match next(&mut events).await {
-                HubEvent::Method(call) => {
-                    call.reply.send(answer(200, json!(renewals)));
-                }
-                HubEvent::Connected { .. } => renewals += 1,
-                other => panic!("a renewal is no disconnect: {other:?}"),
-            }
-        }
-        events
-    });
-    let mut answered = 0;
-    while !consumer.is_finished() {
-        let call = peer.call("m", "");
-        // A call in the moment between two connections is lost, as it is with a real hub; the caller
-        // tries again.
-        if let Ok(Ok((status, _))) = timeout(Duration::from_millis(500), call).await {
-            assert_eq!(status, 200);
-            answered += 1;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let _events = consumer.await.unwrap();
-    assert!(answered > 50, "{answered}");
-    peer.with(|state| {
-        assert!(state.seen.disconnects >= 3, "each renewal says DISCONNECT");
-        assert_eq!(state.seen.connects.len(), 4);
-        let tokens: Vec<_> = state.seen.connects.iter().map(|c| &c.login).collect();
-        assert!(
-            tokens.windows(2).all(|pair| pair[0] != pair[1]),
-            "each has a fresh token"
-        );
-    });
-}
-
-#[tokio::test]
-async fn a_renewal_waits_for_an_open_method_but_not_beyond_the_tokens_life() {
-    let peer = Peer::start().await;
-    let short = SessionOptions {
-        token_lifetime: Duration::from_secs(4),
-        ..options(&peer)
-    };
-    let started = std::time::Instant::now();
-    let (_handle, mut events) = Session::spawn(short);
-    connected(&mut events).await;
-    let _call = peer.call("slow", "");
-    let _open = method(&mut events).await;
-    connected(&mut events).await;
-    assert!(
-        started.elapsed() >= Duration::from_millis(3700),
-        "{:?}",
-        started.elapsed()
-    );
-}
-
-#[tokio::test]
 async fn refused_credentials_are_tried_again_until_they_are_right() {
     let peer = Peer::start().await;
     peer.with(|state| state.script.refuse_all = Some(ConnectReturnCode::NotAuthorized));
@@ -298,6 +225,20 @@ async fn refused_credentials_are_tried_again_until_they_are_right() {
     }
     peer.with(|state| state.script.refuse_all = None);
     connected(&mut events).await;
+}
+
+#[tokio::test]
+async fn after_a_refusal_it_waits_the_longest_step() {
+    let peer = Peer::start().await;
+    peer.with(|state| state.script.refuse_all = Some(ConnectReturnCode::BadUserNamePassword));
+    let (_handle, mut events) = Session::spawn(SessionOptions {
+        reconnect_max: Duration::from_secs(300),
+        ..options(&peer)
+    });
+    assert_eq!(failure(&mut events).await, "hub-credentials-refused");
+    let again = timeout(Duration::from_secs(3), events.recv()).await;
+    assert!(again.is_err(), "the first short pauses are over: {again:?}");
+    peer.with(|state| assert_eq!(state.seen.connects.len(), 1));
 }
 
 #[tokio::test]
@@ -403,7 +344,7 @@ async fn desired_changes_come_without_gaps() {
     peer.desire_silently(json!({"b": 2}));
     peer.desire(json!({"c": 3}));
     match next(&mut events).await {
-        HubEvent::DesiredRead { desired } => {
+        HubEvent::TwinRead { desired, .. } => {
             assert_eq!(desired, json!({"a": 1, "b": 2, "c": 3, "$version": 4}));
         }
         other => panic!("{other:?}"),
@@ -413,6 +354,27 @@ async fn desired_changes_come_without_gaps() {
     assert!(
         matches!(event, HubEvent::Desired { version: 5, .. }),
         "{event:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_twin_is_read_again_when_asked_for() {
+    let peer = Peer::start().await;
+    let (handle, mut events, connection) = up(&peer).await;
+    peer.with(|state| state.reported = json!({"theirs": 1, "$version": 9}));
+    handle.read_twin(connection + 1);
+    handle.read_twin(connection);
+    match next(&mut events).await {
+        HubEvent::TwinRead { reported, desired } => {
+            assert_eq!(reported, json!({"theirs": 1, "$version": 9}));
+            assert_eq!(desired["$version"], 1);
+        }
+        other => panic!("{other:?}"),
+    }
+    let none = timeout(Duration::from_millis(200), events.recv()).await;
+    assert!(
+        none.is_err(),
+        "the other connection's is not read: {none:?}"
     );
 }
 
@@ -469,7 +431,7 @@ async fn nothing_the_hub_sends_ends_the_session() {
         "not json",
     );
     let event = next(&mut events).await;
-    assert!(matches!(event, HubEvent::DesiredRead { .. }), "{event:?}");
+    assert!(matches!(event, HubEvent::TwinRead { .. }), "{event:?}");
     let packets: [&[u8]; 7] = [
         &[0x00, 0x00],
         &[0x30, 0x05, 0x00, 0x09, b'a', b'b', b'c'],
@@ -531,19 +493,4 @@ async fn a_stop_while_it_cannot_connect_is_quick() {
     timeout(Duration::from_secs(2), handle.shutdown())
         .await
         .unwrap();
-}
-
-#[tokio::test]
-async fn a_slow_consumer_bounds_the_calls_that_are_open() {
-    let peer = Peer::start().await;
-    let (_handle, mut events, _) = up(&peer).await;
-    let mut calls: Vec<_> = (0..40).map(|_| peer.call("m", "")).collect();
-    // The first 32 are open and wait for their consumer; the rest is answered for it.
-    for late in calls.split_off(32) {
-        assert_eq!(timeout(LONG, late).await.unwrap().unwrap().0, 503);
-    }
-    for call in calls {
-        method(&mut events).await.reply.send(answer(200, json!(0)));
-        assert_eq!(timeout(LONG, call).await.unwrap().unwrap().0, 200);
-    }
 }

@@ -1,8 +1,10 @@
 //! The hub task: carries methods and desired properties to the updater, and the published status to the
 //! twin. It only reads the status; it can never influence an update but by the commands anyone may send.
+//! It never waits for the updater, which may be waiting for a medium in trouble.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use serde_json::Value;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -21,7 +23,7 @@ use crate::{
         method::{self, Answer, Methods},
         reporter::{Change, Event as ReporterEvent, Pace, Reporter, Wanted},
         session::{HubEvent, MethodCall, SessionHandle},
-        twin,
+        twin::{self, Run},
     },
     update::{
         failure::{Class, Failure},
@@ -29,13 +31,13 @@ use crate::{
     },
 };
 
-/// A method is answered within a second, whatever happens: this leaves time for the way back.
-const ANSWER_LIMIT: Duration = Duration::from_millis(950);
-
 /// How long the last words may take at a stop, at the usual pace and then without. systemd waits longer; a
 /// reboot should not.
 const FAREWELL: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Changes of the desired section that wait for the updater. Beyond, the whole is read again.
+const MAX_CHANGES: usize = 32;
 
 /// The hub task's own data.
 pub struct Link {
@@ -45,12 +47,16 @@ pub struct Link {
     connection: u64,
     events: mpsc::Receiver<HubEvent>,
     commands: mpsc::Sender<Command>,
+    /// What the updater has no room for yet.
+    waiting: VecDeque<Command>,
     published: watch::Receiver<Published>,
     reporter: Reporter,
     /// Final reports handed to the reporter already, by update id.
     handed_over: Vec<String>,
     /// The update whose stages are being handed over, and how many of them were.
     shown: (String, usize),
+    /// The run whose end the twin showed at the last connect.
+    told: Option<Run>,
     /// The last status handed over, to tell a change of stage from progress.
     last: Option<Status>,
     hub: HubStatus,
@@ -77,10 +83,12 @@ impl Link {
             connection: 0,
             events,
             commands,
+            waiting: VecDeque::new(),
             published,
             reporter,
             handed_over: Vec::new(),
             shown: (String::new(), 0),
+            told: None,
             last: None,
             hub,
         }
@@ -95,7 +103,6 @@ impl Link {
                 () = raised(&mut stop) => break,
                 more = self.wait() => if !more { break },
             }
-            self.tell_delivered().await;
         }
         // First at the usual pace, so that a back end that polls sees each stage; then as fast as the hub takes
         // it. What does not get through now is reported after the next start.
@@ -119,34 +126,45 @@ impl Link {
     /// Hands over and sends what can be.
     fn turn(&mut self) {
         self.hand_over();
+        if self.reporter.poll_read(now()) {
+            debug!("reading the twin: what the hub has is not certain");
+            self.session.read_twin(self.connection);
+        }
         while let Some(patch) = self.reporter.poll_transmit(now()) {
             debug!(rid = patch.rid, "reported patch: {}", patch.body);
             self.session.patch(self.connection, &patch.rid, &patch.body);
         }
+        self.tell_delivered();
     }
 
     /// Takes in the next thing that happens. False when nothing more can.
     async fn wait(&mut self) -> bool {
         let wake = self.reporter.poll_timeout();
+        let commands = self.commands.clone();
         tokio::select! {
             // The status itself is looked at in the next turn. An updater that has stopped says no more, but
             // what it said last must still be told.
             _ = self.published.changed(), if self.published.has_changed().is_ok() => {}
             event = self.events.recv() => match event {
-                Some(event) => self.hear(event).await,
+                Some(event) => self.hear(event),
                 None => return false,
+            },
+            room = commands.reserve(), if !self.waiting.is_empty() => match (room, self.waiting.pop_front()) {
+                (Ok(room), Some(command)) => room.send(command),
+                // The updater is gone only when the process ends.
+                _ => self.waiting.clear(),
             },
             () = sleep_until(wake) => self.reporter.handle_timeout(now()),
         }
         true
     }
 
-    async fn tell_delivered(&mut self) {
+    fn tell_delivered(&mut self) {
         while let Some(event) = self.reporter.poll_event() {
             match event {
                 ReporterEvent::Delivered { update_id: run }
                 | ReporterEvent::GivenUp { update_id: run } => {
-                    self.send(Command::Delivered { run }).await;
+                    self.send(Command::Delivered { run });
                 }
                 ReporterEvent::Rejected { status, .. } => {
                     warn!(
@@ -177,23 +195,29 @@ impl Link {
         if self.shown.0 != present {
             self.shown = (present, 0);
         }
+        let has_ended = status.update.as_ref().is_some_and(|u| u.stage.is_final());
+        let is_told = has_ended && outbox.iter().all(|report| report.run() != self.shown.0);
         while self.shown.1 < trail.len() {
+            let passed = &trail[self.shown.1];
             let last = self.shown.1 + 1 == trail.len();
-            if self.hub.connected && !last {
-                if !self.reporter.stages_are_settled() {
-                    return;
-                }
+            if self.hub.connected && trail.len() > 1 && !self.reporter.stages_are_settled() {
+                return;
+            }
+            // That an update failed is shown before it was rolled back, also when it is told late.
+            let failed = !is_told && passed.error.is_some() && !passed.stage.is_final();
+            if failed || (self.hub.connected && !last) {
                 let then = Status {
-                    update: Some(trail[self.shown.1].clone()),
+                    update: Some(passed.clone()),
                     ..status.clone()
                 };
-                self.want(&then, Change::Stage, None);
-            } else if last
-                && self.hub.connected
-                && trail.len() > 1
-                && !self.reporter.stages_are_settled()
-            {
-                return;
+                let document = twin::reported(&then);
+                let is_told = self.told.is_some() && Run::of(&document) == self.told;
+                if !is_told {
+                    self.want(document, Change::Stage, None);
+                    if !self.hub.connected {
+                        return;
+                    }
+                }
             }
             self.shown.1 += 1;
         }
@@ -221,7 +245,7 @@ impl Link {
         } else {
             Change::Progress
         };
-        self.want(&status, change, None);
+        self.want(twin::reported(&status), change, None);
         self.last = Some(status);
     }
 
@@ -236,18 +260,18 @@ impl Link {
             update: Some(report.clone()),
             ..status.clone()
         };
-        self.want(&then, Change::Stage, Some(run));
+        self.want(twin::reported(&then), Change::Stage, Some(run));
     }
 
-    fn want(&mut self, status: &Status, change: Change, terminal: Option<String>) {
+    fn want(&mut self, document: Value, change: Change, terminal: Option<String>) {
         self.reporter.set_wanted(Wanted {
-            document: twin::reported(status),
+            document,
             change,
             terminal,
         });
     }
 
-    async fn hear(&mut self, event: HubEvent) {
+    fn hear(&mut self, event: HubEvent) {
         match event {
             HubEvent::Connected {
                 connection,
@@ -255,37 +279,64 @@ impl Link {
                 desired,
             } => {
                 self.connection = connection;
+                self.told = twin::ended(&reported);
+                // Before the reporter compares: it must know everything that the twin may show.
+                self.hand_over();
                 self.reporter.handle_connected(&reported, now());
-                self.connection_changed(true, None).await;
-                self.send(Command::Desired(desired)).await;
+                self.connection_changed(true, None);
+                self.send(Command::Desired(desired));
             }
             HubEvent::Disconnected { failure } => {
                 self.reporter.handle_disconnected();
-                self.connection_changed(false, Some(failure)).await;
+                self.connection_changed(false, Some(failure));
             }
             HubEvent::Method(call) => self.answer(call),
             HubEvent::Desired { version, patch } => {
-                self.send(Command::DesiredPatch { version, patch }).await
+                self.send(Command::DesiredPatch { version, patch });
             }
-            HubEvent::DesiredRead { desired } => self.send(Command::Desired(desired)).await,
+            HubEvent::TwinRead { reported, desired } => {
+                self.reporter.handle_read(&reported);
+                self.send(Command::Desired(desired));
+            }
             HubEvent::TwinAnswer {
                 rid,
                 status,
                 retry_after,
-                ..
+                version,
             } => {
                 self.reporter
-                    .handle_answer(&rid, status, retry_after, now());
+                    .handle_answer(&rid, status, retry_after, version, now());
             }
         }
     }
 
-    /// The updater is gone only when the process ends.
-    async fn send(&self, command: Command) {
-        let _ = self.commands.send(command).await;
+    /// Hands `command` over as soon as the updater has room. What it makes pointless does not wait.
+    fn send(&mut self, command: Command) {
+        let is_change = |waiting: &Command| matches!(waiting, Command::DesiredPatch { .. });
+        match &command {
+            Command::Hub(_) => {
+                self.waiting
+                    .retain(|waiting| !matches!(waiting, Command::Hub(_)));
+            }
+            Command::Desired(_) => {
+                self.waiting.retain(|waiting| {
+                    !is_change(waiting) && !matches!(waiting, Command::Desired(_))
+                });
+            }
+            Command::DesiredPatch { .. } => {
+                let changes = self.waiting.iter().filter(|waiting| is_change(waiting));
+                if changes.count() >= MAX_CHANGES {
+                    self.waiting.retain(|waiting| !is_change(waiting));
+                    self.session.read_twin(self.connection);
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.waiting.push_back(command);
     }
 
-    async fn connection_changed(&mut self, connected: bool, error: Option<Failure>) {
+    fn connection_changed(&mut self, connected: bool, error: Option<Failure>) {
         let since = if self.hub.connected == connected && self.hub.since.is_some() {
             self.hub.since
         } else {
@@ -306,10 +357,11 @@ impl Link {
             since,
             error,
         };
-        self.send(Command::Hub(self.hub.clone())).await;
+        self.send(Command::Hub(self.hub.clone()));
     }
 
-    /// Answers a method from a task of its own, so that a slow answer delays nothing else.
+    /// Answers a method from a task of its own, so that a slow answer delays nothing else. One that is too slow is
+    /// the session's to give.
     fn answer(&self, call: MethodCall) {
         let (methods, commands) = (self.methods.clone(), self.commands.clone());
         let status = self.published.borrow().status.clone();
@@ -317,18 +369,18 @@ impl Link {
             let MethodCall {
                 name,
                 payload,
-                reply,
+                mut reply,
             } = call;
-            let asked = tokio::time::timeout(
-                ANSWER_LIMIT,
-                ask(&methods, &commands, &status, &name, &payload),
-            );
-            let answer = asked.await.unwrap_or_else(|_| {
-                let text = "the device is too slow to answer now; ask for firmwareUpdateStatus";
-                Answer::unavailable(&Failure::new("answer-late", Class::Retry, text))
-            });
-            answered(format_args!("method {}", name.escape_debug()), &answer);
-            reply.send(answer);
+            let shown = name.escape_debug().to_string();
+            tokio::select! {
+                answer = ask(&methods, &commands, &status, &name, &payload) => {
+                    answered(format_args!("method {shown}"), &answer);
+                    reply.send(answer);
+                }
+                () = reply.is_late() => {
+                    warn!("method {shown} was not answered in time; its caller was told so");
+                }
+            }
         });
     }
 }

@@ -258,6 +258,7 @@ impl Saved {
         let version = self.machine.image().and_then(|i| i.version.clone());
         Some(UpdateReport {
             detail,
+            error: self.machine.failure().cloned(),
             ..report(job, stage, version, progress)
         })
     }

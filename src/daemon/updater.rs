@@ -105,7 +105,8 @@ pub struct Published {
     /// Final reports the hub has not acknowledged, oldest first.
     pub outbox: Vec<UpdateReport>,
     /// The stages that the present (or last) update has reached under this daemon, oldest first. At most
-    /// one entry a stage, so that whoever reads late can still show each.
+    /// one entry a stage, and one for the failure of an update that was given up, so that whoever reads late
+    /// can still show each.
     pub trail: Vec<UpdateReport>,
 }
 

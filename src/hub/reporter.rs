@@ -9,9 +9,11 @@
 //! - A patch whose fate is unknown (no answer, 5xx) is stated again as a whole, so that the twin is right
 //!   whether or not it was applied.
 //! - A patch that the hub refuses for good is said ([`Event::Rejected`]) and never sent in a loop.
+//! - What someone else wrote into our section shows by its version: the twin is read again and put right.
 //!
-//! After each call of a `handle_*` or of [`Reporter::set_wanted`]: send what [`Reporter::poll_transmit`]
-//! gives, take [`Reporter::poll_event`] until it is empty, then wait until [`Reporter::poll_timeout`].
+//! After each call of a `handle_*` or of [`Reporter::set_wanted`]: read the twin if [`Reporter::poll_read`]
+//! asks for it, send what [`Reporter::poll_transmit`] gives, take [`Reporter::poll_event`] until it is empty,
+//! then wait until [`Reporter::poll_timeout`].
 
 use std::{
     collections::VecDeque,
@@ -24,88 +26,20 @@ use super::{
     backoff::{Backoff, Jitter},
     twin::{Run, difference, merge, owned, restate},
 };
-use crate::config::ReportConfig;
+
+mod message;
+
+pub use message::{Change, Event, Pace, Patch, Wanted};
 
 /// First and longest pause after a throttled or failed patch.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
-/// The pace of patches.
-#[derive(Debug, Clone)]
-pub struct Pace {
-    /// Shortest time between two patches for a change of stage.
-    pub stage_interval: Duration,
-    /// Shortest time between two patches for progress.
-    pub progress_interval: Duration,
-    /// How long to wait for the answer to a patch.
-    pub answer_timeout: Duration,
-    /// Longest random pause after a connect, so that a fleet does not report in step.
-    pub reconnect_jitter: Duration,
-}
+/// When a document that the hub refused is tried again, if neither a stage nor a connection came between: the
+/// reason may have been one of the hub's own.
+const REFUSED_PAUSE: Duration = Duration::from_secs(3600);
 
-impl From<&ReportConfig> for Pace {
-    fn from(config: &ReportConfig) -> Self {
-        Self {
-            stage_interval: config.stage_interval,
-            progress_interval: config.progress_interval,
-            answer_timeout: config.answer_timeout,
-            reconnect_jitter: config.reconnect_jitter,
-        }
-    }
-}
-
-/// What a new document differs in from the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// A stage, a result: soon.
-    Stage,
-    /// Only counts: when there is time.
-    Progress,
-}
-
-/// What the reported section shall be.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Wanted {
-    /// The document, as [`super::twin::reported`] makes it.
-    pub document: Value,
-    /// What changed.
-    pub change: Change,
-    /// The caller's name for this run of the update, if the document says that it is finished.
-    pub terminal: Option<String>,
-}
-
-/// A patch to send.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Patch {
-    /// Its request id, by which the answer comes back.
-    pub rid: String,
-    /// The patch.
-    pub body: Value,
-}
-
-/// What the caller must know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The hub has the last word of this update: it can leave the persisted outbox. Comes in the order
-    /// of the outbox, and again after a restart that forgot it.
-    Delivered {
-        /// The update.
-        update_id: String,
-    },
-    /// The hub refused a patch for good (400, 403, ...). It is tried again when the stage changes and
-    /// after the next connect.
-    Rejected {
-        /// The hub's answer.
-        status: u16,
-        /// The update whose last word it was, if it was one.
-        update_id: Option<String>,
-    },
-    /// The last word of this update was refused and a newer update has taken its place: it will never
-    /// arrive and can leave the persisted outbox.
-    GivenUp {
-        /// The update.
-        update_id: String,
-    },
-}
+/// Patches of unknown fate that are remembered. After so many the twin is read instead.
+const MAX_UNCERTAIN: usize = 16;
 
 /// A document on its way. All but the last in the queue are finished updates.
 #[derive(Debug)]
@@ -118,8 +52,8 @@ struct Entry {
     delivered: bool,
     /// Holds a change of stage that was not acknowledged.
     urgent: bool,
-    /// Refused by the hub.
-    held: bool,
+    /// Refused by the hub, and not tried again before then.
+    held: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -132,6 +66,17 @@ struct InFlight {
     deadline: Instant,
 }
 
+/// Whether the twin is to be read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Read {
+    /// What it says is known.
+    No,
+    /// Yes.
+    Due,
+    /// It was asked for, and is asked for again if nothing comes until then.
+    Asked(Instant),
+}
+
 /// Keeps the twin's reported section what it shall be. See the module's description.
 #[derive(Debug)]
 pub struct Reporter {
@@ -142,9 +87,13 @@ pub struct Reporter {
     connected: bool,
     /// What of our section the hub has for certain.
     acknowledged: Value,
-    /// Patches since then whose fate is unknown. Cleared by each acknowledgement and each connect, so
-    /// bounded by the life of a token; equal ones are kept once.
+    /// The version of the hub's reported section then, if it is known.
+    version: Option<u64>,
+    /// Patches since then whose fate is unknown, equal ones once. Cleared by each acknowledgement and each
+    /// look at the twin.
     uncertain: Vec<Value>,
+    /// The twin is to be read before anything else is sent.
+    read: Read,
     in_flight: Option<InFlight>,
     last_sent: Option<Instant>,
     not_before: Option<Instant>,
@@ -164,7 +113,9 @@ impl Reporter {
             queue: VecDeque::new(),
             connected: false,
             acknowledged: Value::Null,
+            version: None,
             uncertain: Vec::new(),
+            read: Read::No,
             in_flight: None,
             last_sent: None,
             not_before: None,
@@ -199,7 +150,7 @@ impl Reporter {
                     if status_word(&document) == status_word(&last.document) {
                         last.document = document;
                         last.urgent |= urgent;
-                        last.held &= !urgent;
+                        last.held = last.held.filter(|_| !urgent);
                     }
                     return;
                 }
@@ -207,7 +158,7 @@ impl Reporter {
                 last.document = document;
                 last.terminal = terminal;
                 last.urgent |= urgent;
-                last.held &= !urgent;
+                last.held = last.held.filter(|_| !urgent);
                 return;
             }
             if last.terminal.is_none() || last.delivered {
@@ -222,22 +173,42 @@ impl Reporter {
             terminal,
             delivered: false,
             urgent: true,
-            held: false,
+            held: None,
         });
     }
 
     /// A connection stands and the twin was read: `reported` is its reported section. A patch still in
     /// flight belonged to an earlier connection; what became of it is in `reported`.
     pub fn handle_connected(&mut self, reported: &Value, now: Instant) {
-        self.acknowledged = owned(reported);
         self.connected = true;
         self.in_flight = None;
-        self.uncertain.clear();
-        for entry in &mut self.queue {
-            (entry.urgent, entry.held) = (true, false);
-        }
         let start = now + self.jitter.up_to(self.pace.reconnect_jitter);
         self.not_before = self.not_before.max(Some(start));
+        for entry in &mut self.queue {
+            entry.held = None;
+        }
+        self.look_at(reported);
+    }
+
+    /// The twin was read again. What was read before our last patch was answered says nothing new.
+    pub fn handle_read(&mut self, reported: &Value) {
+        let is_old = version_of(reported)
+            .zip(self.version)
+            .is_some_and(|(read, known)| read < known);
+        if self.connected && self.in_flight.is_none() && !is_old {
+            self.look_at(reported);
+        }
+    }
+
+    /// From now on the hub has `reported` for certain.
+    fn look_at(&mut self, reported: &Value) {
+        self.acknowledged = owned(reported);
+        self.version = version_of(reported);
+        self.read = Read::No;
+        self.uncertain.clear();
+        for entry in &mut self.queue {
+            entry.urgent = true;
+        }
         // What stands before the run that the twin shows was delivered earlier: a restart forgot it.
         let shown = Run::of(&self.acknowledged);
         let reached = self
@@ -261,12 +232,14 @@ impl Reporter {
         self.in_flight = None;
     }
 
-    /// The hub answered request `rid`. Answers to requests that are no longer in flight are ignored.
+    /// The hub answered request `rid`; `version` is that of the reported section after it. Answers to requests
+    /// that are no longer in flight are ignored.
     pub fn handle_answer(
         &mut self,
         rid: &str,
         status: u16,
         retry_after: Option<Duration>,
+        version: Option<u64>,
         now: Instant,
     ) {
         let Some(sent) = self.in_flight.take_if(|sent| sent.rid == rid) else {
@@ -275,21 +248,34 @@ impl Reporter {
         match status {
             200..=299 => {
                 merge(&mut self.acknowledged, &sent.body);
+                self.count(version);
                 self.uncertain.clear();
                 self.backoff.reset();
-                if sent.terminal.is_some() && self.is_head(sent.entry) {
+                // Of a twin that someone else wrote too only a look at it can say so.
+                let certain = self.read == Read::No;
+                if certain && sent.terminal.is_some() && self.is_head(sent.entry) {
                     self.head_is_delivered();
                 }
             }
-            408 | 429 | 500.. => {
+            408 | 412 | 429 | 500.. => {
                 let pause = self.backoff.pause(&mut self.jitter);
-                let pause = retry_after.map_or(pause, |wait| wait + self.jitter.up_to(wait / 4));
+                // The hub knows how long at least; a fleet must not come back in step.
+                let asked = retry_after.map(|wait| wait + self.jitter.up_to(wait / 4));
+                let pause = pause.max(asked.unwrap_or_default());
                 self.not_before = self.not_before.max(Some(now + pause));
-                self.again(sent);
+                match status {
+                    429 => self.is_urgent_again(&sent),
+                    412 => {
+                        self.is_urgent_again(&sent);
+                        self.read = Read::Due;
+                    }
+                    _ => self.again(sent),
+                }
             }
             _ => {
-                if self.is_head(sent.entry) {
-                    self.queue[0].held = true;
+                // A stage that came meanwhile is not what was refused.
+                if self.is_head(sent.entry) && !self.queue[0].urgent {
+                    self.queue[0].held = Some(now + REFUSED_PAUSE);
                 }
                 self.events.push_back(Event::Rejected {
                     status,
@@ -299,10 +285,24 @@ impl Reporter {
         }
     }
 
+    /// Each write makes one more version. When there are more than our patch made, something else was written as
+    /// well: by someone else, or by a patch of ours that was not answered.
+    fn count(&mut self, version: Option<u64>) {
+        if let (Some(known), Some(version)) = (self.version, version)
+            && version != known.saturating_add(1)
+        {
+            self.read = Read::Due;
+        }
+        self.version = version;
+    }
+
     /// [`Reporter::poll_timeout`] was reached.
     pub fn handle_timeout(&mut self, now: Instant) {
         if let Some(lost) = self.in_flight.take_if(|sent| sent.deadline <= now) {
             self.again(lost);
+        }
+        if matches!(self.read, Read::Asked(deadline) if deadline <= now) {
+            self.read = Read::Due;
         }
     }
 
@@ -313,22 +313,39 @@ impl Reporter {
         if let Some(sent) = &self.in_flight {
             return Some(sent.deadline);
         }
-        let head = self
-            .queue
-            .front()
-            .filter(|head| self.connected && !head.held)?;
+        if !self.connected {
+            return None;
+        }
+        match self.read {
+            Read::Asked(deadline) => return Some(deadline),
+            Read::Due => return self.not_before,
+            Read::No => {}
+        }
+        let head = self.queue.front()?;
         self.patch_for(head)?;
-        self.due(head)
+        head.held.max(self.due(head))
+    }
+
+    /// True when the twin must be read now, and handed to [`Reporter::handle_read`]. Counts as asked for.
+    pub fn poll_read(&mut self, now: Instant) -> bool {
+        let due = self.connected
+            && self.in_flight.is_none()
+            && self.read == Read::Due
+            && self.not_before.is_none_or(|not_before| not_before <= now);
+        if due {
+            self.read = Read::Asked(now + self.pace.answer_timeout);
+        }
+        due
     }
 
     /// The patch to send now, if any. It counts as sent.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Patch> {
-        if !self.connected || self.in_flight.is_some() {
+        if !self.connected || self.in_flight.is_some() || self.read != Read::No {
             return None;
         }
         loop {
             let head = self.queue.front()?;
-            if head.held {
+            if head.held.is_some_and(|until| now < until) {
                 if self.queue.len() == 1 {
                     return None;
                 }
@@ -358,8 +375,13 @@ impl Reporter {
     /// True when the hub has everything there is to say (or refuses it).
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        let said = |head: &Entry| head.held || (self.connected && self.patch_for(head).is_none());
-        self.in_flight.is_none() && self.queue.len() <= 1 && self.queue.front().is_none_or(said)
+        let said = |head: &Entry| {
+            head.held.is_some() || (self.connected && self.patch_for(head).is_none())
+        };
+        self.in_flight.is_none()
+            && self.read == Read::No
+            && self.queue.len() <= 1
+            && self.queue.front().is_none_or(said)
     }
 
     /// True when the hub has every change of stage so far (or refuses it); counts may still be on their way.
@@ -409,19 +431,29 @@ impl Reporter {
             urgent: head.urgent,
             deadline: now + self.pace.answer_timeout,
         });
-        head.urgent = false;
+        (head.urgent, head.held) = (false, None);
         self.last_sent = Some(now);
         Patch { rid, body }
     }
 
+    /// `sent` did not get through: what was urgent in it still is.
+    fn is_urgent_again(&mut self, sent: &InFlight) {
+        if self.is_head(sent.entry) {
+            self.queue[0].urgent |= sent.urgent;
+        }
+    }
+
     /// `lost` may or may not have been applied: state it again.
     fn again(&mut self, lost: InFlight) {
-        if self.is_head(lost.entry) {
-            self.queue[0].urgent |= lost.urgent;
+        self.is_urgent_again(&lost);
+        if self.uncertain.contains(&lost.body) {
+            return;
         }
-        if !self.uncertain.contains(&lost.body) {
-            self.uncertain.push(lost.body);
+        if self.uncertain.len() == MAX_UNCERTAIN {
+            self.read = Read::Due;
+            return;
         }
+        self.uncertain.push(lost.body);
     }
 
     /// The hub has the document at the head: makes way for the next. False when there is none.
@@ -438,6 +470,10 @@ impl Reporter {
         }
         more
     }
+}
+
+fn version_of(reported: &Value) -> Option<u64> {
+    reported["$version"].as_u64()
 }
 
 fn status_word(document: &Value) -> &Value {

@@ -14,7 +14,8 @@
 //! - The identity is asked for before every attempt, so that a rotated key or a renewed certificate counts
 //!   without a restart; one that changes while connected leads to a new connection at a quiet moment.
 //! - [`HubEvent::Connected`] comes only after the subscriptions were granted and the twin was read.
-//! - Every method call is answered, by the consumer or for it.
+//! - Every method call is answered within a second, by the consumer or for it.
+//! - A connection on which nothing comes any more is noticed and made again.
 //! - Its memory is bounded, however slow the consumer is.
 
 use std::{
@@ -44,7 +45,9 @@ use crate::{
     update::failure::Failure,
 };
 
+mod calls;
 mod clock;
+mod contest;
 mod dial;
 mod error;
 mod identity;
@@ -54,6 +57,7 @@ mod proxy;
 mod pump;
 mod register;
 mod route;
+mod silence;
 mod who;
 mod wire;
 
@@ -64,6 +68,7 @@ pub use identity::{
 pub use route::Route;
 
 use clock::ClockWatch;
+use contest::Contest;
 use link::{End, Link};
 use route::{Endpoint, Via};
 use who::Who;
@@ -73,12 +78,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A connection that stood this long counts as a good one: the next pause is short again.
 const STANDING: Duration = Duration::from_secs(60);
-
-/// Connections shorter than this, one after another, mean that someone else uses this identity.
-const SHORT_LIVED: Duration = Duration::from_secs(10);
-
-/// How many of them.
-const SHORT_LIVED_IN_A_ROW: u32 = 3;
 
 /// How often the clock is looked at while it is wrong or may have been set.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(2);
@@ -174,7 +173,7 @@ pub enum HubEvent {
         /// Why.
         failure: Failure,
     },
-    /// A direct method was called. Answer within a second.
+    /// A direct method was called. If it is not answered within 950 ms, its caller is told so.
     Method(MethodCall),
     /// The desired section changed; versions come without gaps.
     Desired {
@@ -183,9 +182,12 @@ pub enum HubEvent {
         /// The change.
         patch: Value,
     },
-    /// The desired section was read again, because a change was missed.
-    DesiredRead {
-        /// The whole section with its `$version`.
+    /// The twin was read again: a change of the desired section was missed, or [`SessionHandle::read_twin`] asked
+    /// for it.
+    TwinRead {
+        /// The reported section with its `$version`.
+        reported: Value,
+        /// The desired section with its `$version`.
         desired: Value,
     },
     /// The hub answered a patch.
@@ -217,9 +219,14 @@ pub struct MethodCall {
 pub struct MethodReply(oneshot::Sender<Answer>);
 
 impl MethodReply {
-    /// Answers the call. False when the connection it came by has ended.
+    /// Answers the call. False when it is too late, or the connection it came by has ended.
     pub fn send(self, answer: Answer) -> bool {
         self.0.send(answer).is_ok()
+    }
+
+    /// Returns when nobody waits for the answer any more: the time is over, or the connection it came by.
+    pub async fn is_late(&mut self) {
+        self.0.closed().await;
     }
 }
 
@@ -228,6 +235,9 @@ enum Command {
         connection: u64,
         rid: String,
         body: Bytes,
+    },
+    Read {
+        connection: u64,
     },
     Shutdown,
 }
@@ -256,8 +266,17 @@ impl SessionHandle {
             rid: rid.to_owned(),
             body: Bytes::from(body.to_string()),
         };
-        if self.commands.try_send(patch).is_err() {
-            debug!("the session's task is busy or gone; a patch was dropped");
+        self.send(patch);
+    }
+
+    /// Reads the twin by `connection`, as [`SessionHandle::patch`] does. It comes as [`HubEvent::TwinRead`], or never.
+    pub fn read_twin(&self, connection: u64) {
+        self.send(Command::Read { connection });
+    }
+
+    fn send(&self, command: Command) {
+        if self.commands.try_send(command).is_err() {
+            debug!("the session's task is busy or gone; a request was dropped");
         }
     }
 
@@ -306,7 +325,7 @@ impl Session {
                 waiting: VecDeque::new(),
             },
             connection: 0,
-            short_lived: 0,
+            contest: Contest::default(),
             said: None,
         };
         let task = tokio::spawn(task.run());
@@ -374,8 +393,7 @@ struct Task {
     jitter: Jitter,
     clock: ClockWatch,
     connection: u64,
-    /// Connections in a row that ended within seconds.
-    short_lived: u32,
+    contest: Contest,
     /// The code of the failure that was last said in the log, and when.
     said: Option<(String, Instant)>,
 }
@@ -455,7 +473,6 @@ impl Task {
         if stood.is_some_and(|stood| stood >= STANDING) {
             self.backoff.reset();
             self.who.standing();
-            self.short_lived = 0;
         }
         match end {
             End::Shutdown => Next::Stop,
@@ -523,27 +540,24 @@ impl Task {
         self.pause(pause, Until::AnyChange).await
     }
 
-    /// Connections that end within seconds, again and again, are someone else's doing.
+    /// Connections that the other side ends, again and again, are someone else's doing.
     fn judge(
         &mut self,
         error: SessionError,
         stood: Option<Duration>,
         credentials: &Credentials,
     ) -> SessionError {
-        if !(error.is_loss() && stood.is_some_and(|stood| stood < SHORT_LIVED)) {
-            if error.is_network() {
-                self.short_lived = 0;
-            }
-            return error;
+        if error.is_network() {
+            self.contest.network_failed();
         }
-        self.short_lived += 1;
-        if self.short_lived < SHORT_LIVED_IN_A_ROW {
-            return error;
-        }
-        SessionError::IdentityConflict {
-            device: credentials.device_id().to_owned(),
-            times: self.short_lived,
-            source: Box::new(error),
+        let ended = stood.filter(|_| error.is_loss());
+        match ended.and_then(|stood| self.contest.ended(stood, Instant::now())) {
+            Some(times) => SessionError::IdentityConflict {
+                device: credentials.device_id().to_owned(),
+                times,
+                source: Box::new(error),
+            },
+            None => error,
         }
     }
 
@@ -616,7 +630,7 @@ impl Task {
         tokio::select! {
             handed = self.events.hand_over() => handed.is_err(),
             command = self.commands.recv() => match command {
-                Some(Command::Patch { .. }) => false,
+                Some(Command::Patch { .. } | Command::Read { .. }) => false,
                 Some(Command::Shutdown) | None => true,
             },
         }

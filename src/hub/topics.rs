@@ -14,8 +14,9 @@ pub const FILTERS: [&str; 3] = [
     "$iothub/twin/PATCH/properties/desired/#",
 ];
 
-/// Longest `retry-after` that is believed.
-const MAX_RETRY_AFTER: u64 = 3600;
+/// Longest `retry-after` that is believed, in seconds: no hub throttles longer than some minutes, and the end of
+/// an update must not wait for a slip.
+const MAX_RETRY_AFTER: u64 = 300;
 
 /// What an incoming message is, from its topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,8 +162,16 @@ mod tests {
         );
         assert_eq!(
             parse("$iothub/twin/res/204/?retry-after=99999&$rid=p1"),
-            answer(None, Some(3600))
+            answer(None, Some(300))
         );
+        assert_eq!(
+            parse("$iothub/twin/res/204/?$rid=p1&$retry-after=0"),
+            answer(None, Some(0))
+        );
+        for absurd in ["-1", "soon", "", "99999999999999999999999"] {
+            let topic = format!("$iothub/twin/res/204/?$rid=p1&retry-after={absurd}");
+            assert_eq!(parse(&topic), answer(None, None), "{absurd}");
+        }
         assert_eq!(parse("$iothub/twin/res/abc/?$rid=p1"), None);
         assert_eq!(parse("$iothub/twin/res/200/"), None);
     }

@@ -57,12 +57,14 @@ fn firmware_update(status: &Status) -> Value {
             last => json!({"lastFirmwareUpdate": last}),
         };
     };
+    // Before its end the sample's section knows no error.
+    let error = update.error.as_ref().filter(|_| update.stage.is_final());
     let progress = &update.progress;
     let count = |bytes: u64| bytes.min(MAX_INTEGER);
     json!({
         "fwPackageUri": clip(&update.uri, MAX_URI),
         "status": update.stage.word(),
-        "error": update.error.as_ref().map(|error| failure(error, MAX_MESSAGE)),
+        "error": error.map(|error| failure(error, MAX_MESSAGE)),
         "startedWaitingTime": time(update.times.waiting),
         "startedDownloadingTime": time(update.times.downloading),
         "downloadCompleteTime": time(update.times.download_complete),
@@ -104,24 +106,20 @@ fn firmware(status: &Status) -> Value {
 
 /// The words of sample F for `update`: status and substatus.
 fn sample_f(update: &UpdateReport) -> (&'static str, String) {
-    let (word, usual) = match update.stage {
-        Stage::Waiting | Stage::ApplyComplete => ("current", ""),
-        Stage::Downloading => ("downloading", "Start downloading"),
-        Stage::DownloadComplete => ("verifying", "Start verifying download"),
-        Stage::Applying => ("applying", "Start applying image"),
-        Stage::Rebooting => ("rebooting", "Start reboot"),
-        Stage::Trial => ("rebooting", "Finished reboot"),
-        Stage::DownloadFailed => {
-            let error = update.error.as_ref();
-            return (
-                "error",
-                error.map_or_else(String::new, |e| e.message.clone()),
-            );
-        }
-        Stage::ApplyFailed => {
+    let (word, usual) = match (update.stage, &update.error) {
+        (Stage::Waiting | Stage::ApplyComplete, _) => ("current", ""),
+        (Stage::ApplyFailed, _) => {
             let version = update.from_version.as_deref().unwrap_or("unknown");
             return ("rolledback", format!("Rolled back to: {version}"));
         }
+        // Also while an update is on its way back to the old slot: the sample says `error` first.
+        (_, Some(error)) => return ("error", error.message.clone()),
+        (Stage::Downloading, _) => ("downloading", "Start downloading"),
+        (Stage::DownloadComplete, _) => ("verifying", "Start verifying download"),
+        (Stage::Applying, _) => ("applying", "Start applying image"),
+        (Stage::Rebooting, _) => ("rebooting", "Start reboot"),
+        (Stage::Trial, _) => ("rebooting", "Finished reboot"),
+        (Stage::DownloadFailed, None) => ("error", ""),
     };
     (
         word,
@@ -218,6 +216,21 @@ impl Run {
         };
         self.update_id == other.update_id && same_start
     }
+}
+
+/// The run whose end a reported section shows, if it shows one.
+#[must_use]
+pub fn ended(reported: &Value) -> Option<Run> {
+    let word = reported["iothubDM"]["firmwareUpdate"]["status"].as_str()?;
+    let ends = [
+        Stage::ApplyComplete,
+        Stage::DownloadFailed,
+        Stage::ApplyFailed,
+    ];
+    ends.iter()
+        .any(|end| end.word() == word)
+        .then(|| Run::of(reported))
+        .flatten()
 }
 
 /// Applies `patch` to `target` by the hub's rules: objects merge member by member, `null` deletes,

@@ -246,6 +246,15 @@ impl State {
         }
     }
 
+    /// Why the update under way is being given up, if it is.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::RollingBack { failure, .. } | Self::Abandoning { failure, .. } => Some(failure),
+            _ => None,
+        }
+    }
+
     /// The image under way, once its header was accepted.
     #[must_use]
     pub fn image(&self) -> Option<&ImageFacts> {

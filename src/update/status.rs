@@ -126,7 +126,7 @@ pub struct UpdateReport {
     pub progress: Progress,
     /// Times.
     pub times: Times,
-    /// Why it failed; `None` unless the stage is a failure.
+    /// Why it failed or, before the stage is a failure, is being given up.
     pub error: Option<Failure>,
 }
 

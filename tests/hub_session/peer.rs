@@ -32,6 +32,17 @@ pub(crate) const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 pub(crate) const HUB: &str = "myhub.azure-devices.net";
 pub(crate) const DEVICE: &str = "pi-01";
 
+/// From where on the peer says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Mute {
+    BeforeTls,
+    BeforeConnAck,
+    BeforeSubAck,
+    BeforeTwin,
+    /// On a connection that stands: it is dead, without a word.
+    Dead,
+}
+
 /// What the peer did to a connection and how it is to behave.
 #[derive(Default)]
 pub(crate) struct Script {
@@ -45,6 +56,8 @@ pub(crate) struct Script {
     pub(crate) read_status: VecDeque<u16>,
     /// Statuses for the next patches; 0 is silence; then 204.
     pub(crate) patch_status: VecDeque<u16>,
+    /// Say nothing any more from here on.
+    pub(crate) mute: Option<Mute>,
     /// Grant no subscription.
     pub(crate) no_subscriptions: bool,
 }
@@ -73,6 +86,7 @@ enum Line {
     Packet(Packet),
     Raw(Vec<u8>),
     Close,
+    Mute,
 }
 
 pub(crate) struct Peer {
@@ -125,6 +139,7 @@ impl Peer {
             while let Ok((socket, _)) = listener.accept().await {
                 let (acceptor, state) = (acceptor.clone(), Arc::clone(&shared));
                 tokio::spawn(async move {
+                    mute(&state, Mute::BeforeTls).await;
                     // A client that gives up in the middle is not the peer's concern.
                     if let Ok(stream) = acceptor.accept(socket).await {
                         let _ = serve(Wire::new(stream), state).await;
@@ -175,6 +190,12 @@ impl Peer {
 
     pub(crate) fn close(&self) {
         self.send(Line::Close);
+    }
+
+    /// The network drops everything from now on.
+    pub(crate) fn mute(&self) {
+        self.with(|state| state.script.mute = Some(Mute::Dead));
+        self.send(Line::Mute);
     }
 
     /// Calls a method as the hub does; request ids are hex.
@@ -258,11 +279,20 @@ impl Wire {
     }
 }
 
+/// Says nothing for ever, if the peer is to be silent from `here` on.
+async fn mute(state: &Mutex<State>, here: Mute) {
+    let mute = state.lock().unwrap().script.mute;
+    if mute.is_some_and(|mute| mute == here) {
+        std::future::pending().await
+    }
+}
+
 async fn serve(mut wire: Wire, state: Arc<Mutex<State>>) -> io::Result<()> {
     let with = |f: &mut dyn FnMut(&mut State)| f(&mut state.lock().unwrap());
     let Packet::Connect(connect) = wire.read().await? else {
         return Ok(());
     };
+    mute(&state, Mute::BeforeConnAck).await;
     let mut code = ConnectReturnCode::Success;
     with(&mut |state| {
         state.seen.connects.push(connect.clone());
@@ -302,6 +332,7 @@ async fn serve(mut wire: Wire, state: Arc<Mutex<State>>) -> io::Result<()> {
             next = line.recv() => match next {
                 Some(Line::Packet(packet)) => wire.write(&packet).await?,
                 Some(Line::Raw(bytes)) => wire.stream.write_all(&bytes).await?,
+                Some(Line::Mute) => mute(&state, Mute::Dead).await,
                 Some(Line::Close) | None => return Ok(()),
             },
             () = &mut expired => return Ok(()),
@@ -312,6 +343,7 @@ async fn serve(mut wire: Wire, state: Arc<Mutex<State>>) -> io::Result<()> {
 async fn handle(wire: &mut Wire, packet: Packet, state: &Arc<Mutex<State>>) -> io::Result<bool> {
     match packet {
         Packet::Subscribe(subscribe) => {
+            mute(state, Mute::BeforeSubAck).await;
             let refused = {
                 let mut state = state.lock().unwrap();
                 let filters = subscribe.filters.iter().map(|f| f.path.clone()).collect();
@@ -349,6 +381,7 @@ async fn handle_publish(
     let rid = rid.to_owned();
     match path {
         "$iothub/twin/GET/" => {
+            mute(state, Mute::BeforeTwin).await;
             let (status, body, kick) = {
                 let mut state = state.lock().unwrap();
                 let status = state.script.read_status.pop_front().unwrap_or(200);

@@ -12,7 +12,7 @@ use crate::{
     },
     update::{
         failure::Failure,
-        status::{HubStatus, Status},
+        status::{HubStatus, Stage, Status, UpdateReport},
     },
 };
 
@@ -45,11 +45,7 @@ impl Updater {
             outbox.clone_from(&told.outbox);
         }
         if let Some(report) = &status.update {
-            self.trail.retain(|passed| passed.run() == report.run());
-            match self.trail.last_mut() {
-                Some(last) if last.stage.word() == report.stage.word() => *last = report.clone(),
-                _ => self.trail.push(report.clone()),
-            }
+            follow(&mut self.trail, report);
         }
         let next = Published {
             status,
@@ -61,6 +57,24 @@ impl Updater {
             *published = next;
             changed
         });
+    }
+}
+
+/// Adds `report` to the stages that its update has passed.
+fn follow(trail: &mut Vec<UpdateReport>, report: &UpdateReport) {
+    trail.retain(|passed| passed.run() == report.run());
+    let step = |report: &UpdateReport| (report.stage, report.error.is_some());
+    if report.stage == Stage::ApplyFailed && trail.last().is_none_or(|last| last.error.is_none()) {
+        // What the old slot finds out has passed all the same: it failed, and was given up.
+        let failed = UpdateReport {
+            stage: Stage::Rebooting,
+            ..report.clone()
+        };
+        trail.push(failed);
+    }
+    match trail.last_mut() {
+        Some(last) if step(last) == step(report) => *last = report.clone(),
+        _ => trail.push(report.clone()),
     }
 }
 
@@ -95,5 +109,60 @@ pub(super) fn status(
             .or(unsaved)
             .or(saved.lost.as_ref())
             .cloned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::{
+        failure::Class,
+        request::Origin,
+        slot::Slot,
+        status::{Progress, Times},
+    };
+
+    fn report(id: &str, stage: Stage, error: bool) -> UpdateReport {
+        UpdateReport {
+            id: id.to_owned(),
+            origin: Origin::Method,
+            uri: String::new(),
+            target: Slot::B,
+            version: None,
+            from_version: None,
+            stage,
+            detail: None,
+            progress: Progress::default(),
+            times: Times::default(),
+            error: error.then(|| Failure::new("x", Class::Final, "x")),
+        }
+    }
+
+    fn steps(reports: &[UpdateReport]) -> Vec<(Stage, bool)> {
+        let mut trail = vec![report("old", Stage::Waiting, false)];
+        for report in reports {
+            follow(&mut trail, report);
+        }
+        let step = |report: &UpdateReport| (report.stage, report.error.is_some());
+        trail.iter().map(step).collect()
+    }
+
+    #[test]
+    fn each_stage_is_one_step_of_the_present_update() {
+        let new = |stage| report("new", stage, false);
+        let passed = [Stage::Downloading, Stage::Downloading, Stage::Applying];
+        assert_eq!(
+            steps(&passed.map(new)),
+            [(Stage::Downloading, false), (Stage::Applying, false)]
+        );
+    }
+
+    #[test]
+    fn an_update_that_was_given_up_failed_first() {
+        let failed = [(Stage::Rebooting, true), (Stage::ApplyFailed, true)];
+        let end = report("new", Stage::ApplyFailed, true);
+        assert_eq!(steps(std::slice::from_ref(&end)), failed);
+        let before = report("new", Stage::Rebooting, true);
+        assert_eq!(steps(&[before, end.clone(), end]), failed);
     }
 }

@@ -183,15 +183,25 @@ pub enum SessionError {
         #[source]
         source: Cause,
     },
-    /// Connections end within seconds.
+    /// The other side does not answer.
     #[error(
-        "{times} connections in a row ended within seconds: probably another client uses this device id (`{device}`); give each device its own identity"
+        "nothing came from {at} for {seconds} s though it was asked; the network may have dropped the connection without a word"
+    )]
+    Silent {
+        /// Host and port.
+        at: String,
+        /// How long.
+        seconds: u64,
+    },
+    /// Connections are ended again and again.
+    #[error(
+        "the hub ended {times} connections of late: probably another client uses this device id (`{device}`); give each device its own identity"
     )]
     IdentityConflict {
         /// The device.
         device: String,
-        /// In a row.
-        times: u32,
+        /// Within 20 minutes.
+        times: usize,
         /// How the last one ended.
         #[source]
         source: Box<SessionError>,
@@ -269,6 +279,7 @@ impl SessionError {
             self,
             Self::Unreachable { .. }
                 | Self::Timeout { .. }
+                | Self::Silent { .. }
                 | Self::ProxyRefused { .. }
                 | Self::ProxyFailed { .. }
                 | Self::ProxyAuthorization { .. }
@@ -303,6 +314,7 @@ impl Coded for SessionError {
             Self::Unavailable => "hub-unavailable",
             Self::ClosedEarly { .. } => "hub-closed-early",
             Self::Lost { .. } => "hub-connection-lost",
+            Self::Silent { .. } => "hub-silent",
             Self::IdentityConflict { .. } => "hub-identity-conflict",
             Self::Subscribe => "hub-subscribe",
             Self::TwinRefused(_) => "hub-twin-refused",
@@ -336,6 +348,7 @@ impl Coded for SessionError {
             | Self::Unavailable
             | Self::ClosedEarly { .. }
             | Self::Lost { .. }
+            | Self::Silent { .. }
             | Self::Subscribe
             | Self::TwinRefused(_)
             | Self::TwinMalformed(_)

@@ -5,27 +5,26 @@
 //! `try_send` only.
 
 use std::{
-    collections::HashSet,
-    future::Future,
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use bytes::Bytes;
 use rumqttc::{Packet, Publish};
 use serde_json::Value;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     task::{JoinError, JoinHandle},
-    time::{sleep_until, timeout, timeout_at},
+    time::{sleep_until, timeout},
 };
 use tracing::{debug, info};
 
 use super::{
-    Attempt, CLOCK_INTERVAL, Command, HubEvent, Identity, MethodCall, MethodReply, SessionError,
-    Task, packets,
+    Attempt, CLOCK_INTERVAL, Command, HubEvent, Identity, MethodCall, SessionError, Task,
+    calls::{self, ANSWER_LIMIT, Calls, MAX_OPEN},
+    packets,
     pump::{self, Polled},
+    silence::Silence,
     who,
 };
 use crate::{
@@ -34,23 +33,17 @@ use crate::{
         method::Answer,
         topics::{self, Incoming},
     },
-    update::failure::{Class, Failure},
+    update::failure::Failure,
 };
 
-/// How long the hub may take to answer a SUBSCRIBE or a twin read.
+/// How long the hub may take to answer a SUBSCRIBE, a twin read or a patch.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Method calls open at a time; more are answered 503.
-const MAX_METHODS: usize = 32;
-
-/// When a method that nobody answered is answered for the consumer: before the usual caller gives up.
-const METHOD_TIMEOUT: Duration = Duration::from_secs(25);
+/// Shortest time between two reads of the twin on one connection, whatever seems to be missed.
+const READ_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Largest answer to a method the hub takes.
 const MAX_ANSWER: usize = 128 * 1024;
-
-/// How long open method calls may still be answered by the consumer when we stop.
-const STOPPING: Duration = Duration::from_millis(500);
 
 /// For the DISCONNECT to leave.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -61,9 +54,12 @@ const QUIET: Duration = Duration::from_secs(60);
 /// Longest keep-alive: load balancers on the way cut idle connections after 4 minutes.
 const MAX_KEEP_ALIVE: Duration = Duration::from_secs(230);
 
-/// Packets between us and the pump. More than can be open at a time, so that it is full only when
-/// the network takes nothing.
-const REQUESTS: usize = 4 * MAX_METHODS;
+/// Packets between us and the pump. A flood of calls may be refused faster than the refusals leave.
+const REQUESTS: usize = 512;
+
+/// So much of it is not for refusals, whose callers beyond get none. More than can be open at a time fits, so
+/// that it is full only when the network takes nothing.
+const NO_REFUSALS: usize = 4 * MAX_OPEN;
 
 /// How a connection ended.
 pub(super) enum End {
@@ -96,8 +92,6 @@ struct Renewal {
 
 type Look = Result<Result<Identity, Failure>, JoinError>;
 
-type OpenMethod = Pin<Box<dyn Future<Output = (String, Answer)> + Send>>;
-
 /// A twin read that was asked for and not answered.
 struct Read {
     rid: String,
@@ -110,6 +104,7 @@ pub(super) struct Link<'a> {
     attempt: &'a Attempt,
     requests: mpsc::Sender<Packet>,
     polled: mpsc::Receiver<Polled>,
+    silence: Silence,
     phase: Phase,
     /// When CONNACK came.
     since: Option<Instant>,
@@ -119,15 +114,14 @@ pub(super) struct Link<'a> {
     read_at: Option<Instant>,
     read_backoff: Backoff,
     reads: u32,
+    last_read: Option<Instant>,
     /// Version of the desired section that the consumer knows.
     desired: u64,
     /// Highest version that was pushed while a read was under way.
     pushed: u64,
-    methods: FuturesUnordered<OpenMethod>,
-    /// Their request ids.
-    open: HashSet<String>,
-    /// Patches that were sent and not answered.
-    patches: HashSet<String>,
+    calls: Calls,
+    /// Patches that were sent and not answered, and until when an answer may come.
+    patches: Vec<(String, Instant)>,
     /// None with a certificate, until something else asks for it.
     renewal: Option<Renewal>,
     next_tick: Instant,
@@ -142,13 +136,13 @@ impl<'a> Link<'a> {
     pub(super) async fn run(task: &'a mut Task, attempt: &'a Attempt) -> (End, Option<Duration>) {
         let (requests, request_receiver) = mpsc::channel(REQUESTS);
         let (polled_sender, polled) = mpsc::channel(8);
+        let keep_alive = task.options.keep_alive;
+        let keep_alive = keep_alive.clamp(Duration::from_secs(1), MAX_KEEP_ALIVE);
         let connect = packets::connect(
             attempt.credentials.device_id(),
             attempt.credentials.user_name(&task.options.client),
             attempt.password.as_ref(),
-            task.options
-                .keep_alive
-                .clamp(Duration::from_secs(1), MAX_KEEP_ALIVE),
+            keep_alive,
         );
         let endpoint = attempt.endpoint.clone();
         let pump = pump::run(endpoint, connect, request_receiver, polled_sender);
@@ -163,6 +157,7 @@ impl<'a> Link<'a> {
         let mut link = Link {
             requests,
             polled,
+            silence: Silence::new(keep_alive),
             phase: Phase::Connecting,
             since: None,
             subscribe_deadline: None,
@@ -170,11 +165,11 @@ impl<'a> Link<'a> {
             read_at: None,
             read_backoff: Backoff::new(Duration::from_secs(2), Duration::from_secs(60)),
             reads: 0,
+            last_read: None,
             desired: 0,
             pushed: 0,
-            methods: FuturesUnordered::new(),
-            open: HashSet::new(),
-            patches: HashSet::new(),
+            calls: Calls::default(),
+            patches: Vec::new(),
             renewal,
             next_tick: now + CLOCK_INTERVAL,
             identity_at: now + task.options.identity_check,
@@ -202,17 +197,18 @@ impl<'a> Link<'a> {
             let wake = tokio::time::Instant::from_std(self.next_timer(now));
             tokio::select! {
                 polled = self.polled.recv() => self.handle(polled)?,
-                Some((rid, answer)) = self.methods.next(), if !self.methods.is_empty() => {
-                    self.open.remove(&rid);
+                Some((rid, answer)) = self.calls.next(), if !self.calls.is_empty() => {
                     self.answer(&rid, &answer)?;
                 }
                 command = self.task.commands.recv() => match command {
-                    Some(Command::Patch { connection, rid, body }) => {
-                        if connection == self.task.connection && self.phase == Phase::Up {
-                            self.send(topics::twin_patch(&rid), body.to_vec())?;
-                            self.patches.insert(rid);
-                        }
+                    Some(Command::Patch { connection, rid, body }) if self.is_up(connection) => {
+                        self.send_patch(rid, &body)?;
                     }
+                    Some(Command::Read { connection }) if self.is_up(connection) => {
+                        // One that is under way was perhaps asked for too early.
+                        self.read_soon(Instant::now());
+                    }
+                    Some(Command::Patch { .. } | Command::Read { .. }) => {}
                     Some(Command::Shutdown) | None => return Ok(End::Shutdown),
                 },
                 handed = self.task.events.hand_over() => if handed.is_err() {
@@ -225,6 +221,20 @@ impl<'a> Link<'a> {
                 () = sleep_until(wake) => {}
             }
         }
+    }
+
+    /// Whether this is `connection`, and the consumer knows its twin.
+    fn is_up(&self, connection: u64) -> bool {
+        connection == self.task.connection && self.phase == Phase::Up
+    }
+
+    fn send_patch(&mut self, rid: String, body: &Bytes) -> Result<(), SessionError> {
+        let now = Instant::now();
+        self.send(topics::twin_patch(&rid), body.to_vec())?;
+        self.silence.asked(now);
+        self.patches.retain(|(_, until)| *until > now);
+        self.patches.push((rid, now + ANSWER_TIMEOUT));
+        Ok(())
     }
 
     /// A changed identity is used from the next quiet moment on. One that cannot be read, perhaps half
@@ -255,7 +265,10 @@ impl<'a> Link<'a> {
 
     /// True when the token should be renewed and nothing would be lost by it, or it must be.
     fn must_renew(&self, now: Instant) -> bool {
-        let quiet = self.methods.is_empty() && self.patches.is_empty() && self.read.is_none();
+        let quiet = self.calls.is_empty()
+            && self.patches.iter().all(|(_, until)| *until <= now)
+            && self.read.is_none()
+            && self.polled.is_empty();
         let renew = self.phase == Phase::Up
             && self
                 .renewal
@@ -272,7 +285,8 @@ impl<'a> Link<'a> {
             false => renewal.force,
         });
         let read = self.read.as_ref().map(|read| read.deadline);
-        [self.subscribe_deadline, read, self.read_at]
+        let silent = self.silence.deadline();
+        [self.subscribe_deadline, read, self.read_at, silent]
             .into_iter()
             .chain([renewal.filter(|_| self.phase == Phase::Up)])
             .flatten()
@@ -288,6 +302,13 @@ impl<'a> Link<'a> {
         }
         if self.read.as_ref().is_some_and(|read| read.deadline <= now) {
             return Err(SessionError::TwinSilent);
+        }
+        let silent = self.silence.deadline();
+        if silent.is_some_and(|deadline| deadline <= now) && self.polled.is_empty() {
+            return Err(SessionError::Silent {
+                at: self.attempt.endpoint.authority(),
+                seconds: self.silence.patience().as_secs(),
+            });
         }
         if self.read_at.is_some_and(|at| at <= now) {
             self.start_read(now)?;
@@ -312,6 +333,14 @@ impl<'a> Link<'a> {
 
     fn handle(&mut self, polled: Option<Polled>) -> Result<(), SessionError> {
         let now = Instant::now();
+        match &polled {
+            Some(Polled::PingSent) => self.silence.asked(now),
+            Some(Polled::ConnAck | Polled::SubAck(_) | Polled::Publish(_) | Polled::Heard) => {
+                self.silence.heard();
+            }
+            Some(Polled::DisconnectSent | Polled::CredentialsRefused | Polled::Ended(_)) | None => {
+            }
+        }
         match polled {
             // The pump ends only by a panic without a last word.
             None => return Err(SessionError::Client),
@@ -330,6 +359,7 @@ impl<'a> Link<'a> {
                 let subscribe = packets::subscribe(&topics::FILTERS);
                 let sent = self.requests.try_send(subscribe);
                 sent.map_err(|_| SessionError::Stuck)?;
+                self.silence.asked(now);
             }
             Some(Polled::SubAck(granted)) => {
                 self.subscribe_deadline = None;
@@ -342,14 +372,14 @@ impl<'a> Link<'a> {
                 }
             }
             Some(Polled::Publish(publish)) => self.handle_publish(publish, now)?,
-            Some(Polled::DisconnectSent) => {}
+            Some(Polled::Heard | Polled::PingSent | Polled::DisconnectSent) => {}
         }
         Ok(())
     }
 
     fn handle_publish(&mut self, publish: Publish, now: Instant) -> Result<(), SessionError> {
         match topics::parse(&publish.topic) {
-            Some(Incoming::Method { name, rid }) => self.handle_method(name, rid, publish),
+            Some(Incoming::Method { name, rid }) => self.handle_method(name, rid, publish, now),
             Some(Incoming::TwinAnswer {
                 rid,
                 status,
@@ -359,7 +389,11 @@ impl<'a> Link<'a> {
                 if self.read.take_if(|read| read.rid == rid).is_some() {
                     return self.handle_read(status, retry_after, &publish.payload, now);
                 }
-                if self.patches.remove(&rid) && !self.task.events.is_full() {
+                let asked = self.patches.iter().position(|(asked, _)| *asked == rid);
+                if let Some(asked) = asked
+                    && !self.task.events.is_full()
+                {
+                    self.patches.swap_remove(asked);
                     self.task.events.push(HubEvent::TwinAnswer {
                         rid,
                         status,
@@ -385,26 +419,23 @@ impl<'a> Link<'a> {
         name: String,
         rid: String,
         publish: Publish,
+        now: Instant,
     ) -> Result<(), SessionError> {
-        if self.methods.len() >= MAX_METHODS || self.task.events.is_full() {
-            let message = "too many method calls are open on this device; try again later";
-            let failure = Failure::new("method-overload", Class::Retry, message);
-            return self.answer(&rid, &Answer::unavailable(&failure));
+        // While calls overlap without end there is no quiet moment for a renewal: this makes one.
+        let must_close = self
+            .renewal
+            .is_some_and(|renewal| now >= renewal.at && now + ANSWER_LIMIT >= renewal.force);
+        if self.calls.is_full() || self.task.events.is_full() || must_close {
+            if self.requests.capacity() <= NO_REFUSALS {
+                debug!("more calls than can be refused; one was dropped");
+                return Ok(());
+            }
+            return self.answer(&rid, &calls::overload());
         }
-        let (reply, answer) = oneshot::channel();
-        self.open.insert(rid.clone());
-        self.methods.push(Box::pin(async move {
-            let answer = match timeout(METHOD_TIMEOUT, answer).await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(_)) => Answer::internal("the call was dropped"),
-                Err(_) => Answer::internal("it took too long"),
-            };
-            (rid, answer)
-        }));
         self.task.events.push(HubEvent::Method(MethodCall {
             name,
             payload: publish.payload,
-            reply: MethodReply(reply),
+            reply: self.calls.open(rid),
         }));
         Ok(())
     }
@@ -419,13 +450,21 @@ impl<'a> Link<'a> {
         self.send(topics::method_answer(status, rid), body.into_bytes())
     }
 
+    /// Reads the twin (again), at once or soon after the last time.
+    fn read_soon(&mut self, now: Instant) {
+        let earliest = self.last_read.map_or(now, |last| last + READ_INTERVAL);
+        self.read_at.get_or_insert(earliest.max(now));
+    }
+
     fn start_read(&mut self, now: Instant) -> Result<(), SessionError> {
         self.reads += 1;
+        self.last_read = Some(now);
         self.read_at = None;
         self.pushed = 0;
         let rid = format!("read-{:x}", self.reads);
         // The official SDKs send a space: not every server likes an empty body.
         self.send(topics::twin_read(&rid), b" ".to_vec())?;
+        self.silence.asked(now);
         self.read = Some(Read {
             rid,
             deadline: now + ANSWER_TIMEOUT,
@@ -467,7 +506,9 @@ impl<'a> Link<'a> {
             if self.task.events.is_full() {
                 self.read_at = Some(now + ANSWER_TIMEOUT);
             } else {
-                self.task.events.push(HubEvent::DesiredRead { desired });
+                self.task
+                    .events
+                    .push(HubEvent::TwinRead { reported, desired });
             }
             return Ok(());
         }
@@ -509,7 +550,7 @@ impl<'a> Link<'a> {
             }
             _ => {
                 debug!("a change of the desired properties was missed; reading the twin");
-                self.read_at.get_or_insert(now);
+                self.read_soon(now);
             }
         }
     }
@@ -545,22 +586,15 @@ impl<'a> Link<'a> {
     /// Sends the answers that are there or come within a moment, and 503 for the rest: who would answer
     /// may be stopping as well.
     async fn answer_open_methods(&mut self) {
-        let message = "the daemon is stopping; try again when it runs";
-        let stopping = Failure::new("stopping", Class::Wait, message);
-        let stopping = Answer::unavailable(&stopping);
+        let stopping = calls::stopping();
         for event in std::mem::take(&mut self.task.events.waiting) {
             if let HubEvent::Method(call) = event {
                 call.reply.send(stopping.clone());
             }
         }
-        let end = tokio::time::Instant::now() + STOPPING;
-        while let Ok(Some((rid, answer))) = timeout_at(end, self.methods.next()).await {
-            self.open.remove(&rid);
+        for (rid, answer) in self.calls.close(&stopping).await {
             // A full channel means that the network takes nothing: there is nobody to answer.
             let _ = self.answer(&rid, &answer);
-        }
-        for rid in std::mem::take(&mut self.open) {
-            let _ = self.answer(&rid, &stopping);
         }
     }
 }

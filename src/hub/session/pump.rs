@@ -1,8 +1,8 @@
-//! Moves packets between one connection and its [`super::link`], keeps it alive, and notices when it is
-//! dead: the task that owns the socket, so that nobody else ever waits for the network.
+//! Moves packets between one connection and its [`super::link`], and keeps it alive: the task that owns the
+//! socket, so that nobody else ever waits for the network.
 //!
-//! A PINGREQ goes out when nothing was sent or nothing came for a keep-alive; when nothing comes for half a
-//! keep-alive after it, the connection is lost. So a dead one is noticed within one and a half.
+//! A PINGREQ goes out when nothing was sent or nothing came for a keep-alive. What is asked, and that
+//! something came, is told to the link, which judges silence.
 
 use std::{io, time::Duration};
 
@@ -36,6 +36,9 @@ pub(super) enum Polled {
     /// How many filters were granted.
     SubAck(usize),
     Publish(Publish),
+    /// Something else came.
+    Heard,
+    PingSent,
     /// The DISCONNECT has left.
     DisconnectSent,
     /// Our credentials were refused.
@@ -88,16 +91,13 @@ impl Pump {
     /// Until a DISCONNECT was sent or nobody listens (`Ok`), or the connection is lost.
     async fn run(mut self) -> io::Result<()> {
         let (mut sent, mut heard) = (Instant::now(), Instant::now());
-        let mut pinged: Option<Instant> = None;
+        let mut pinged = false;
         let mut batch = Vec::new();
         loop {
-            let wake = match pinged {
-                Some(at) => at + self.keep_alive / 2,
-                None => sent.min(heard) + self.keep_alive,
-            };
+            let wake = sent.min(heard) + self.keep_alive;
             tokio::select! {
                 packet = self.wire.read() => {
-                    (heard, pinged) = (Instant::now(), None);
+                    (heard, pinged) = (Instant::now(), false);
                     if !self.handle(packet?).await? {
                         return Ok(());
                     }
@@ -117,14 +117,12 @@ impl Pump {
                         return Ok(());
                     }
                 }
-                () = sleep_until(wake) => {
-                    if pinged.is_some() {
-                        let text = "the other side no longer answers";
-                        return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-                    }
+                () = sleep_until(wake), if !pinged => {
                     flush(&mut self.wire, &[Packet::PingReq]).await?;
-                    sent = Instant::now();
-                    pinged = Some(sent);
+                    (sent, pinged) = (Instant::now(), true);
+                    if self.polled.send(Polled::PingSent).await.is_err() {
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -149,7 +147,7 @@ impl Pump {
                 let granted = |code: &_| matches!(code, SubscribeReasonCode::Success(_));
                 Polled::SubAck(ack.return_codes.iter().filter(|code| granted(code)).count())
             }
-            _ => return Ok(true),
+            _ => Polled::Heard,
         };
         Ok(self.polled.send(tell).await.is_ok())
     }

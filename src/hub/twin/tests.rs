@@ -141,6 +141,20 @@ fn each_stage_has_the_words_of_both_contracts() {
 }
 
 #[test]
+fn an_update_on_its_way_back_is_an_error_in_the_one_contract_and_nothing_new_in_the_other() {
+    let mut status = updating(Stage::Rebooting);
+    let text = "the app does not answer";
+    let failure = Failure::new("health-check-failed", Class::Final, text);
+    status.update.as_mut().unwrap().error = Some(failure);
+    let document = reported(&status);
+    let section = &document["iothubDM"]["firmwareUpdate"];
+    assert_eq!(section["status"], "applying");
+    assert!(section["error"].is_null());
+    assert_eq!(document["firmware"]["fwUpdateStatus"], "error");
+    assert_eq!(document["firmware"]["fwUpdateSubstatus"], text);
+}
+
+#[test]
 fn a_new_run_deletes_the_error_and_times_of_the_last_but_keeps_the_last_success() {
     let mut failed = updating(Stage::DownloadFailed);
     let times = &mut failed.update.as_mut().unwrap().times;
@@ -278,10 +292,12 @@ fn the_longest_document_is_under_4_kb_and_on_one_line_each() {
         let document = reported(&status);
         assert!(size(&document) < 4096, "{}", size(&document));
         assert!(!document.to_string().contains("\\n"));
-        let message = document["iothubDM"]["firmwareUpdate"]["error"]["message"]
-            .as_str()
-            .unwrap();
-        assert_eq!(message.chars().count(), 512);
+        let message = document["iothubDM"]["firmwareUpdate"]["error"]["message"].as_str();
+        assert_eq!(message.is_some(), stage.is_final());
+        if let Some(message) = message {
+            assert_eq!(message.chars().count(), 512);
+            assert!(message.ends_with('…'));
+        }
         assert_eq!(
             document["iothubDM"]["firmwareUpdate"]["progress"]["bytesTotal"],
             json!(MAX_INTEGER)

@@ -1,4 +1,4 @@
-//! The provisioning service: enrolments, what registers under them, and which hub each device gets.
+//! The provisioning service: enrollments, what registers under them, and which hub each device gets.
 //!
 //! It stands in front of this one hub: a device that is assigned here is registered here. Who speaks to it
 //! over MQTT: `dps_side.rs`.
@@ -64,7 +64,7 @@ pub(crate) struct Registration {
     pub(crate) state: Value,
 }
 
-/// The enrolment that a device proved to be in, and what the hub shall know it by.
+/// The enrollment that a device proved to be in, and what the hub shall know it by.
 #[derive(Clone)]
 pub(crate) struct Admission {
     group: Option<String>,
@@ -112,7 +112,7 @@ impl Dps {
         group.and_then(Enrollment::primary_key).unwrap_or_default()
     }
 
-    /// Which enrolment `proof` is for: the individual one, else the first group that it fits.
+    /// Which enrollment `proof` is for: the individual one, else the first group that it fits.
     pub(crate) fn admit(
         &self,
         id: &str,
@@ -126,7 +126,7 @@ impl Dps {
                 credentials,
             });
         }
-        let mut why = "there is no enrolment for this registration id".to_owned();
+        let mut why = "there is no enrollment for this registration id".to_owned();
         for (name, group) in &self.settings.groups {
             match group.attest(id, proof, true, cas) {
                 Ok(credentials) => {
@@ -183,7 +183,7 @@ impl Settings {
 }
 
 impl Hub {
-    /// Creates or changes an enrolment: a group, or an individual one of a registration id.
+    /// Creates or changes an enrollment: a group, or an individual one of a registration id.
     pub(crate) fn enroll(&self, id: &str, is_group: bool, body: &Value) -> Result<Value, HubError> {
         let id = registration_id(id)?;
         let mut state = self.lock();
@@ -195,7 +195,7 @@ impl Hub {
         Ok(document)
     }
 
-    /// Removes an enrolment; whether there was one. What was registered under it stays.
+    /// Removes an enrollment; whether there was one. What was registered under it stays.
     pub(crate) fn unenroll(&self, id: &str, is_group: bool) -> bool {
         let mut state = self.lock();
         let enrollments = state.dps.settings.enrollments_mut(is_group);
@@ -280,7 +280,7 @@ impl Hub {
     ) -> Result<Value, HubError> {
         let enrollment = state.dps.enrollment(id, admission).cloned();
         let enrollment = enrollment.ok_or_else(|| {
-            HubError::new(Kind::IotHubUnauthorizedAccess, "The enrolment was removed.")
+            HubError::new(Kind::IotHubUnauthorizedAccess, "The enrollment was removed.")
         })?;
         let before = state
             .dps
@@ -298,7 +298,7 @@ impl Hub {
         let status = match (enrollment.status, &enrollment.failure) {
             (Status::Disabled, _) => {
                 outcome["errorCode"] = 401_002.into();
-                outcome["errorMessage"] = "The enrolment is disabled.".into();
+                outcome["errorMessage"] = "The enrollment is disabled.".into();
                 "disabled"
             }
             (Status::Enabled, Some(reason)) => {
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn an_enrolment_of_its_own_comes_before_every_group() {
+    fn an_enrollment_of_its_own_comes_before_every_group() {
         let directory = tempfile::tempdir().unwrap();
         let cas = DeviceCas::open(directory.path(), &[]).unwrap();
         let mut dps = Dps::open(None).unwrap();

@@ -166,7 +166,7 @@ async fn tokens_with_and_without_the_policy_name_are_taken_and_wrong_ones_refuse
 }
 
 #[tokio::test]
-async fn an_individual_enrolment_has_a_key_and_may_name_the_device() {
+async fn an_individual_enrollment_has_a_key_and_may_name_the_device() {
     let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
     let emulator = Emulator::start(Options {
         enrollments: vec![
@@ -187,7 +187,7 @@ async fn an_individual_enrolment_has_a_key_and_may_name_the_device() {
     emulator
         .enroll("serial-7", &json!({ "deviceId": "Pi-07" }))
         .unwrap();
-    // The group's derived key is not that of an enrolment of its own.
+    // The group's derived key is not that of an enrollment of its own.
     let derived = hello(&emulator, "serial-7", &emulator.derived_key("serial-7"));
     assert_eq!(
         Client::refusal(&emulator, None, derived).await,
@@ -399,7 +399,7 @@ async fn what_the_service_does_not_allow_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn scope_keys_enrolments_and_registrations_outlive_a_restart() {
+async fn scope_keys_enrollments_and_registrations_outlive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let options = Options {
         state: Some(directory.path().join("hub")),
@@ -461,7 +461,7 @@ async fn provisioning_works_over_websocket_too() {
 }
 
 #[tokio::test]
-async fn enrolments_and_settings_are_changed_by_hand() {
+async fn enrollments_and_settings_are_changed_by_hand() {
     let directory = tempfile::tempdir().unwrap();
     let wire_log = directory.path().join("wire.log");
     let emulator = Emulator::start(Options {

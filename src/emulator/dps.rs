@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock;
+use crate::configurations::Applied;
 use crate::connect::Proof;
 use crate::device_ca::DeviceCas;
 use crate::enrollment::{Attestation, Enrollment, Status};
@@ -34,8 +35,15 @@ const FOLDER: &str = "registrations";
 pub(crate) struct Dps {
     pub(crate) settings: Settings,
     registrations: BTreeMap<String, Registration>,
-    /// What was begun and not asked for yet: the registration id, and how many answers say "assigning".
-    operations: HashMap<String, (String, u32)>,
+    /// What each registration id began last and did not ask for yet.
+    operations: HashMap<String, Operation>,
+}
+
+/// A registration under way.
+struct Operation {
+    id: String,
+    /// How many answers more say "assigning".
+    left: u32,
 }
 
 /// All of it but the registrations.
@@ -232,8 +240,11 @@ impl Hub {
                 self.finish(state, id, &operation, admission)?,
             )),
             polls => {
-                let entry = (id.to_owned(), polls - 1);
-                state.dps.operations.insert(operation.clone(), entry);
+                let begun = Operation {
+                    id: operation.clone(),
+                    left: polls - 1,
+                };
+                state.dps.operations.insert(id.to_owned(), begun);
                 Ok(Progress::Assigning(operation))
             }
         }
@@ -249,14 +260,14 @@ impl Hub {
         let mut state = self.lock();
         let state = &mut *state;
         self.refuse_registration(state, id)?;
-        match state.dps.operations.get_mut(operation) {
-            Some((whose, left)) if whose == id && *left > 0 => {
-                *left -= 1;
+        match state.dps.operations.get_mut(id) {
+            Some(begun) if begun.id == operation && begun.left > 0 => {
+                begun.left -= 1;
                 Ok(Progress::Assigning(operation.to_owned()))
             }
-            Some((whose, _)) if whose == id => {
+            Some(begun) if begun.id == operation => {
                 let answer = self.finish(state, id, operation, admission)?;
-                state.dps.operations.remove(operation);
+                state.dps.operations.remove(id);
                 Ok(Progress::Final(answer))
             }
             Some(_) | None => Err(HubError::new(
@@ -280,7 +291,10 @@ impl Hub {
     ) -> Result<Value, HubError> {
         let enrollment = state.dps.enrollment(id, admission).cloned();
         let enrollment = enrollment.ok_or_else(|| {
-            HubError::new(Kind::IotHubUnauthorizedAccess, "The enrollment was removed.")
+            HubError::new(
+                Kind::IotHubUnauthorizedAccess,
+                "The enrollment was removed.",
+            )
         })?;
         let before = state
             .dps
@@ -374,6 +388,7 @@ impl Hub {
         let substatus = match enrollment.reset_twin {
             true => {
                 device.record.twin = twin;
+                device.record.configurations = Applied::default();
                 "deviceDataReset"
             }
             false => "initialAssignment",

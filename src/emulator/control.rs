@@ -30,9 +30,9 @@ POST /emulator/certificates/ID[?seconds=60]        a certificate of the emulator
 POST /emulator/certificates/ID?self-signed=true    ... or a self-signed one, with its thumbprints
 POST /emulator/device-cas                          register the CAs of devices in the body (PEM)
 POST /emulator/apply-configurations                compare every device with the configurations now
-GET  /emulator/dps                                 provisioning: settings, enrolments, registrations
+GET  /emulator/dps                                 provisioning: settings, enrollments, registrations
 POST /emulator/dps?polls=2&retry-after=1&assigned-hub=NAME    change the settings given
-PUT  /emulator/dps/enrollments/ID                  create or change an enrolment (JSON); DELETE removes it
+PUT  /emulator/dps/enrollments/ID                  create or change an enrollment (JSON); DELETE removes it
 PUT  /emulator/dps/groups/NAME                     the same for a group
 GET  /emulator/dps/registrations/ID                how often it registered, and what it got
 POST /emulator/throttle?size=S1:2                  keep the throttles of a hub of this size; 'off' ends it

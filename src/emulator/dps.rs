@@ -1,4 +1,4 @@
-//! The provisioning service: enrolments, what registers under them, and which hub each device gets.
+//! The provisioning service: enrollments, what registers under them, and which hub each device gets.
 //!
 //! It stands in front of this one hub: a device that is assigned here is registered here. Who speaks to it
 //! over MQTT: `dps_side.rs`.
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock;
+use crate::configurations::Applied;
 use crate::connect::Proof;
 use crate::device_ca::DeviceCas;
 use crate::enrollment::{Attestation, Enrollment, Status};
@@ -34,8 +35,15 @@ const FOLDER: &str = "registrations";
 pub(crate) struct Dps {
     pub(crate) settings: Settings,
     registrations: BTreeMap<String, Registration>,
-    /// What was begun and not asked for yet: the registration id, and how many answers say "assigning".
-    operations: HashMap<String, (String, u32)>,
+    /// What each registration id began last and did not ask for yet.
+    operations: HashMap<String, Operation>,
+}
+
+/// A registration under way.
+struct Operation {
+    id: String,
+    /// How many answers more say "assigning".
+    left: u32,
 }
 
 /// All of it but the registrations.
@@ -64,7 +72,7 @@ pub(crate) struct Registration {
     pub(crate) state: Value,
 }
 
-/// The enrolment that a device proved to be in, and what the hub shall know it by.
+/// The enrollment that a device proved to be in, and what the hub shall know it by.
 #[derive(Clone)]
 pub(crate) struct Admission {
     group: Option<String>,
@@ -112,7 +120,7 @@ impl Dps {
         group.and_then(Enrollment::primary_key).unwrap_or_default()
     }
 
-    /// Which enrolment `proof` is for: the individual one, else the first group that it fits.
+    /// Which enrollment `proof` is for: the individual one, else the first group that it fits.
     pub(crate) fn admit(
         &self,
         id: &str,
@@ -126,7 +134,7 @@ impl Dps {
                 credentials,
             });
         }
-        let mut why = "there is no enrolment for this registration id".to_owned();
+        let mut why = "there is no enrollment for this registration id".to_owned();
         for (name, group) in &self.settings.groups {
             match group.attest(id, proof, true, cas) {
                 Ok(credentials) => {
@@ -183,7 +191,7 @@ impl Settings {
 }
 
 impl Hub {
-    /// Creates or changes an enrolment: a group, or an individual one of a registration id.
+    /// Creates or changes an enrollment: a group, or an individual one of a registration id.
     pub(crate) fn enroll(&self, id: &str, is_group: bool, body: &Value) -> Result<Value, HubError> {
         let id = registration_id(id)?;
         let mut state = self.lock();
@@ -195,7 +203,7 @@ impl Hub {
         Ok(document)
     }
 
-    /// Removes an enrolment; whether there was one. What was registered under it stays.
+    /// Removes an enrollment; whether there was one. What was registered under it stays.
     pub(crate) fn unenroll(&self, id: &str, is_group: bool) -> bool {
         let mut state = self.lock();
         let enrollments = state.dps.settings.enrollments_mut(is_group);
@@ -232,8 +240,11 @@ impl Hub {
                 self.finish(state, id, &operation, admission)?,
             )),
             polls => {
-                let entry = (id.to_owned(), polls - 1);
-                state.dps.operations.insert(operation.clone(), entry);
+                let begun = Operation {
+                    id: operation.clone(),
+                    left: polls - 1,
+                };
+                state.dps.operations.insert(id.to_owned(), begun);
                 Ok(Progress::Assigning(operation))
             }
         }
@@ -249,14 +260,14 @@ impl Hub {
         let mut state = self.lock();
         let state = &mut *state;
         self.refuse_registration(state, id)?;
-        match state.dps.operations.get_mut(operation) {
-            Some((whose, left)) if whose == id && *left > 0 => {
-                *left -= 1;
+        match state.dps.operations.get_mut(id) {
+            Some(begun) if begun.id == operation && begun.left > 0 => {
+                begun.left -= 1;
                 Ok(Progress::Assigning(operation.to_owned()))
             }
-            Some((whose, _)) if whose == id => {
+            Some(begun) if begun.id == operation => {
                 let answer = self.finish(state, id, operation, admission)?;
-                state.dps.operations.remove(operation);
+                state.dps.operations.remove(id);
                 Ok(Progress::Final(answer))
             }
             Some(_) | None => Err(HubError::new(
@@ -280,7 +291,10 @@ impl Hub {
     ) -> Result<Value, HubError> {
         let enrollment = state.dps.enrollment(id, admission).cloned();
         let enrollment = enrollment.ok_or_else(|| {
-            HubError::new(Kind::IotHubUnauthorizedAccess, "The enrolment was removed.")
+            HubError::new(
+                Kind::IotHubUnauthorizedAccess,
+                "The enrollment was removed.",
+            )
         })?;
         let before = state
             .dps
@@ -298,7 +312,7 @@ impl Hub {
         let status = match (enrollment.status, &enrollment.failure) {
             (Status::Disabled, _) => {
                 outcome["errorCode"] = 401_002.into();
-                outcome["errorMessage"] = "The enrolment is disabled.".into();
+                outcome["errorMessage"] = "The enrollment is disabled.".into();
                 "disabled"
             }
             (Status::Enabled, Some(reason)) => {
@@ -374,6 +388,7 @@ impl Hub {
         let substatus = match enrollment.reset_twin {
             true => {
                 device.record.twin = twin;
+                device.record.configurations = Applied::default();
                 "deviceDataReset"
             }
             false => "initialAssignment",
@@ -451,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn an_enrolment_of_its_own_comes_before_every_group() {
+    fn an_enrollment_of_its_own_comes_before_every_group() {
         let directory = tempfile::tempdir().unwrap();
         let cas = DeviceCas::open(directory.path(), &[]).unwrap();
         let mut dps = Dps::open(None).unwrap();

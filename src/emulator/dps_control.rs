@@ -1,4 +1,4 @@
-//! The controls of the provisioning service, `/emulator/dps/...`: enrolments, settings, registrations.
+//! The controls of the provisioning service, `/emulator/dps/...`: enrollments, settings, registrations.
 
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
@@ -84,7 +84,7 @@ fn removed(id: &str, was_there: bool) -> Result<StatusCode, HubError> {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(HubError::new(
             Kind::NotFound,
-            format!("There is no enrolment '{id}'."),
+            format!("There is no enrollment '{id}'."),
         )),
     }
 }

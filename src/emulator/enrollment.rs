@@ -1,4 +1,4 @@
-//! Enrolments of the provisioning service: who may register, how it is proved, and what comes of it.
+//! Enrollments of the provisioning service: who may register, how it is proved, and what comes of it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use crate::registry::{Credentials, check_id, check_key, check_thumbprint};
 use crate::sas::derive_key;
 use crate::twin::ServiceWrite;
 
-/// An individual enrolment or a group.
+/// An individual enrollment or a group.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Enrollment {
@@ -93,7 +93,7 @@ impl Enrollment {
     pub(crate) fn from_body(body: &Value, old: Option<&Self>) -> Result<Self, HubError> {
         let members = body
             .as_object()
-            .ok_or_else(|| HubError::argument("The enrolment must be a JSON object."))?;
+            .ok_or_else(|| HubError::argument("The enrollment must be a JSON object."))?;
         let mut whole = match old {
             Some(old) => json!(old),
             None => json!(Self::with_key(String::new())),
@@ -102,7 +102,7 @@ impl Enrollment {
             whole[name] = value.clone();
         }
         let mut enrollment: Self = serde_json::from_value(whole)
-            .map_err(|error| HubError::argument(format!("This is no enrolment: {error}")))?;
+            .map_err(|error| HubError::argument(format!("This is no enrollment: {error}")))?;
         enrollment.complete()?;
         Ok(enrollment)
     }
@@ -185,7 +185,7 @@ impl Enrollment {
                     |known: &String| shown.iter().any(|print| print.eq_ignore_ascii_case(known));
                 match known.iter().any(fits) {
                     true => Ok(by_thumbprint(shown)),
-                    false => Err("the client certificate is not the enrolment's".to_owned()),
+                    false => Err("the client certificate is not the enrollment's".to_owned()),
                 }
             }
             (Attestation::CertificateAuthority, Proof::Certificate(chain)) => {
@@ -200,10 +200,10 @@ impl Enrollment {
                 }
             }
             (Attestation::SymmetricKey { .. }, _) => {
-                Err("the enrolment asks for a token, and there is none".to_owned())
+                Err("the enrollment asks for a token, and there is none".to_owned())
             }
             (Attestation::X509 { .. } | Attestation::CertificateAuthority, _) => {
-                Err("the enrolment asks for a certificate, and a token came".to_owned())
+                Err("the enrollment asks for a certificate, and a token came".to_owned())
             }
         }
     }

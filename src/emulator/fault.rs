@@ -57,6 +57,7 @@ pub(crate) enum FaultKind {
     DelayMethods,
     SwallowMethodAnswers,
     FailRegistrations,
+    FailRequests,
     Impostor,
     Chaos,
     Calm,
@@ -250,6 +251,13 @@ pub(crate) const TABLE: &[Row] = &[
         COUNT,
         STATUS,
         "refuse requests to provisioning (429 unless a status is given)",
+    ),
+    row(
+        FaultKind::FailRequests,
+        "fail-requests",
+        COUNT,
+        &["status", "retry-after"],
+        "refuse service calls over REST (429 unless a status is given)",
     ),
     row(
         FaultKind::Impostor,

@@ -211,7 +211,8 @@ impl Hub {
             | FaultKind::CorruptDesired
             | FaultKind::DelayMethods
             | FaultKind::SwallowMethodAnswers
-            | FaultKind::FailRegistrations => self.lock().faults.set(fault),
+            | FaultKind::FailRegistrations
+            | FaultKind::FailRequests => self.lock().faults.set(fault),
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Identities without HTTP: certificates, CAs, devices and enrolments for whoever starts the emulator.
+//! Identities without HTTP: certificates, CAs, devices and enrollments for whoever starts the emulator.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,7 +35,7 @@ impl Emulator {
     }
 
     /// Registers the CAs in `pem`: certificates that lead to one of them are taken from
-    /// `certificateAuthority` devices and for X.509 enrolments. How many there were.
+    /// `certificateAuthority` devices and for X.509 enrollments. How many there were.
     pub fn register_device_ca(&self, pem: &str) -> Result<usize, HubError> {
         self.hub.lock().device_cas.register(pem.as_bytes())
     }
@@ -58,13 +58,13 @@ impl Emulator {
 
 /// The provisioning service.
 impl Emulator {
-    /// Creates or changes the individual enrolment of a registration id, as
-    /// `PUT /emulator/dps/enrollments/{id}`; the enrolment afterwards.
+    /// Creates or changes the individual enrollment of a registration id, as
+    /// `PUT /emulator/dps/enrollments/{id}`; the enrollment afterwards.
     pub fn enroll(&self, registration_id: &str, body: &Value) -> Result<Value, HubError> {
         self.hub.enroll(registration_id, false, body)
     }
 
-    /// Creates or changes a group of enrolments, as `PUT /emulator/dps/groups/{name}`. There are `keys` and
+    /// Creates or changes a group of enrollments, as `PUT /emulator/dps/groups/{name}`. There are `keys` and
     /// `certificates` from the start.
     pub fn enroll_group(&self, name: &str, body: &Value) -> Result<Value, HubError> {
         self.hub.enroll(name, true, body)
@@ -99,7 +99,7 @@ impl Emulator {
 }
 
 impl Hub {
-    /// Opens the provisioning service and enrols what the options name.
+    /// Opens the provisioning service and enrolls what the options name.
     pub(crate) fn open_dps(&self, options: &Options) -> Result<DpsReady, StartError> {
         let mut dps = Dps::open(self.store())?;
         if let Some(scope) = &options.id_scope {

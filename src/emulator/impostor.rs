@@ -50,6 +50,9 @@ impl Hub {
         state.last_link += 1;
         let number = state.last_link;
         let device = state.devices.get_mut(id)?;
+        if !device.record.identity.enabled {
+            return None;
+        }
         device.close("another connection of the same device was accepted");
         let (outbox, inbox) = mpsc::unbounded_channel();
         device.link = Some(Link {

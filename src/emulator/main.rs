@@ -38,7 +38,7 @@ A first session:
   4. Use service tools and SDKs with the service connection string. They must trust the CA file
      too (Python: REQUESTS_CA_BUNDLE, Node: NODE_EXTRA_CA_CERTS).
 
-With --state DIR a restart goes on with the same CAs, keys, devices, twins and enrolments.
+With --state DIR a restart goes on with the same CAs, keys, devices, twins and enrollments.
 RUST_LOG=debug shows more on standard error.";
 
 /// A local Azure IoT Hub: MQTT for devices, REST for service tools, faults on request.
@@ -57,7 +57,7 @@ struct Arguments {
     /// Port for HTTPS and for MQTT over WebSocket; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 443)]
     https_port: u16,
-    /// Keep the CAs, the devices, their twins and the enrolments in this directory
+    /// Keep the CAs, the devices, their twins and the enrollments in this directory
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Register a device, with this primary key (base64) or a new one; may be repeated
@@ -70,7 +70,7 @@ struct Arguments {
     /// Let devices show certificates that lead to the CAs in this file (PEM); may be repeated
     #[arg(long = "device-ca", value_name = "FILE")]
     device_cas: Vec<PathBuf>,
-    /// Enrol a registration id for provisioning (DPS), with this primary key (base64) or a new one; may be
+    /// Enroll a registration id for provisioning (DPS), with this primary key (base64) or a new one; may be
     /// repeated. The group "keys" takes any id with a key derived from the group key
     #[arg(long = "enroll", value_name = "ID[=KEY]")]
     enrollments: Vec<DeviceSpec>,

@@ -21,7 +21,7 @@ pub struct Options {
     pub mqtt_port: u16,
     /// Port for HTTPS and WebSocket; 0 takes a free one.
     pub https_port: u16,
-    /// Where the CAs, the registry, the twins and the enrolments are kept. Without it they live as long as the emulator.
+    /// Where the CAs, the registry, the twins and the enrollments are kept. Without it they live as long as the emulator.
     pub state: Option<PathBuf>,
     /// Devices to register at the start, unless the state has them already.
     pub devices: Vec<DeviceSpec>,
@@ -30,7 +30,7 @@ pub struct Options {
     pub x509_devices: Vec<String>,
     /// Files with CAs, in PEM, whose certificates devices may show.
     pub device_cas: Vec<PathBuf>,
-    /// Individual enrolments, with their key, for the provisioning service.
+    /// Individual enrollments, with their key, for the provisioning service.
     pub enrollments: Vec<DeviceSpec>,
     /// The key of the group `keys`, from which device keys are derived; one is made when absent.
     pub dps_group_key: Option<String>,
@@ -199,7 +199,7 @@ pub struct DpsReady {
     pub id_scope: String,
     /// The key from which device keys are derived, in base64.
     pub group_key: String,
-    /// The primary key of each individual enrolment that has keys, by registration id.
+    /// The primary key of each individual enrollment that has keys, by registration id.
     pub enrollments: BTreeMap<String, String>,
 }
 

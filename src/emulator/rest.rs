@@ -19,6 +19,7 @@ use crate::bulk;
 use crate::clock;
 use crate::configurations;
 use crate::control;
+use crate::fault::FaultKind;
 use crate::hub::{Hub, IfMatch};
 use crate::hub_error::{HubError, Kind};
 use crate::jobs;
@@ -133,6 +134,7 @@ impl FromRequestParts<App> for Caller {
             .ok_or_else(|| unauthorised("there is no Authorization header"))?;
         let token = Token::parse(token).map_err(|error| unauthorised(&error.to_string()))?;
         let mut state = app.hub.lock();
+        let state = &mut *state;
         let rights = state
             .policies
             .rights_of(&token)
@@ -147,6 +149,9 @@ impl FromRequestParts<App> for Caller {
         if let Some(operation) = operation(parts) {
             state.meters.take(operation)?;
         }
+        let kind = FaultKind::FailRequests;
+        app.hub
+            .refuse_on_request(&mut state.faults, kind, "service")?;
         Ok(caller)
     }
 }

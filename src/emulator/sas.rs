@@ -108,7 +108,7 @@ pub fn sign(resource: &str, key: &str, expiry: u64, policy: Option<&str>) -> Opt
     Some(token)
 }
 
-/// The key of the device with this registration id in an enrolment group with key `group_key` (base64);
+/// The key of the device with this registration id in an enrollment group with key `group_key` (base64);
 /// `None` when that is not base64. Registration ids are lower case.
 pub fn derive_key(group_key: &str, registration_id: &str) -> Option<String> {
     let key = BASE64_STANDARD.decode(group_key).ok()?;

@@ -80,7 +80,7 @@ pub enum StartError {
         #[source]
         source: HubError,
     },
-    /// A device or enrolment of the options cannot be registered.
+    /// A device or enrollment of the options cannot be registered.
     #[error("cannot register '{id}'")]
     Device {
         /// Its id.

@@ -1,8 +1,9 @@
 //! A bare MQTT client: it sends exactly the packets it is told to, right or wrong, and says what came back.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
+use futures_util::{SinkExt as _, StreamExt as _};
 use iothub_emulator::{DeviceCertificate, Emulator};
 use rumqttc::{Connect, ConnectReturnCode, Packet, Publish, QoS, Subscribe};
 use rustls::{
@@ -11,11 +12,15 @@ use rustls::{
 };
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream},
     net::TcpStream,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Message, client::IntoClientRequest as _, http::HeaderValue},
+};
 
 /// Longer than any answer takes on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
@@ -26,9 +31,14 @@ pub(crate) const TWIN: &str = "$iothub/twin/res/#";
 pub(crate) const METHODS: &str = "$iothub/methods/POST/#";
 pub(crate) const DESIRED: &str = "$iothub/twin/PATCH/properties/desired/#";
 
+/// Bytes to and from the hub: TLS, or a WebSocket in TLS.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+
 /// One connection.
 pub(crate) struct Client {
-    stream: TlsStream<TcpStream>,
+    stream: Box<dyn Wire>,
     buffer: BytesMut,
 }
 
@@ -95,18 +105,71 @@ pub(crate) fn tls(emulator: &Emulator, certificate: Option<&DeviceCertificate>) 
     }
 }
 
+async fn reach(
+    emulator: &Emulator,
+    port: u16,
+    certificate: Option<&DeviceCertificate>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let socket = TcpStream::connect(("127.0.0.1", port)).await?;
+    let name = ServerName::try_from("localhost").unwrap();
+    let connector = TlsConnector::from(Arc::new(tls(emulator, certificate)));
+    connector.connect(name, socket).await
+}
+
+/// Carries bytes between a WebSocket and `far` until one of them ends. Each frame holds seven bytes at most, so
+/// that no packet fits into one.
+async fn carry(socket: WebSocketStream<TlsStream<TcpStream>>, far: DuplexStream) {
+    let (mut to_hub, mut from_hub) = socket.split();
+    let (mut from_client, mut to_client) = tokio::io::split(far);
+    let inwards = async {
+        while let Some(Ok(Message::Binary(bytes))) = from_hub.next().await {
+            to_client.write_all(&bytes).await.unwrap();
+        }
+    };
+    let outwards = async {
+        let mut buffer = [0; 7];
+        while let Ok(length @ 1..) = from_client.read(&mut buffer).await {
+            let frame = Message::Binary(buffer[..length].to_vec().into());
+            if to_hub.send(frame).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = inwards => {}
+        () = outwards => {}
+    }
+}
+
 impl Client {
     /// A TLS connection, on which nothing was said yet.
     pub(crate) async fn dial(emulator: &Emulator, certificate: Option<&DeviceCertificate>) -> Self {
-        let port = emulator.ready().mqtt_port;
-        let socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        let stream = TlsConnector::from(Arc::new(tls(emulator, certificate)))
-            .connect(name, socket)
-            .await
-            .unwrap();
+        let stream = reach(emulator, emulator.ready().mqtt_port, certificate).await;
         Self {
-            stream,
+            stream: Box::new(stream.unwrap()),
+            buffer: BytesMut::new(),
+        }
+    }
+
+    /// A WebSocket connection, on which nothing was said yet.
+    pub(crate) async fn dial_websocket(
+        emulator: &Emulator,
+        certificate: Option<&DeviceCertificate>,
+    ) -> Self {
+        let port = emulator.ready().https_port;
+        let stream = reach(emulator, port, certificate).await.unwrap();
+        let url = format!("wss://localhost:{port}/$iothub/websocket");
+        let mut request = url.into_client_request().unwrap();
+        let mqtt = HeaderValue::from_static("mqtt");
+        request
+            .headers_mut()
+            .insert("Sec-WebSocket-Protocol", mqtt.clone());
+        let (socket, response) = client_async(request, stream).await.unwrap();
+        assert_eq!(response.headers()["Sec-WebSocket-Protocol"], mqtt);
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(carry(socket, far));
+        Self {
+            stream: Box::new(near),
             buffer: BytesMut::new(),
         }
     }
@@ -118,13 +181,18 @@ impl Client {
         connect: Connect,
     ) -> (Self, Option<ConnectReturnCode>) {
         let mut client = Self::dial(emulator, certificate).await;
-        client.send(Packet::Connect(connect)).await;
-        let code = match client.next().await {
+        let code = client.hello(connect).await;
+        (client, code)
+    }
+
+    /// Sends `connect`; the hub's code, or `None` when it just closed.
+    pub(crate) async fn hello(&mut self, connect: Connect) -> Option<ConnectReturnCode> {
+        self.send(Packet::Connect(connect)).await;
+        match self.next().await {
             Some(Packet::ConnAck(ack)) => Some(ack.code),
             Some(other) => panic!("not a CONNACK: {other:?}"),
             None => None,
-        };
-        (client, code)
+        }
     }
 
     /// What the hub says to `connect`.
@@ -247,12 +315,9 @@ impl Client {
 
     /// Connects if the hub lets it, as a device does that tries again later.
     pub(crate) async fn attempt(emulator: &Emulator, connect: Connect) -> Option<Self> {
-        let port = emulator.ready().mqtt_port;
-        let socket = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-        let name = ServerName::try_from("localhost").unwrap();
-        let connector = TlsConnector::from(Arc::new(tls(emulator, None)));
+        let stream = reach(emulator, emulator.ready().mqtt_port, None).await;
         let mut client = Self {
-            stream: connector.connect(name, socket).await.ok()?,
+            stream: Box::new(stream.ok()?),
             buffer: BytesMut::new(),
         };
         client.send(Packet::Connect(connect)).await;

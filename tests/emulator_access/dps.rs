@@ -1,19 +1,11 @@
 //! The provisioning service on the hub's own ports: who may register, what is answered, what the hub then
 //! knows.
 
-use std::sync::Arc;
-
 use iothub_emulator::{DeviceCertificate, Emulator, Fault, Options, derive_key};
-use rumqttc::{
-    AsyncClient, Connect, ConnectReturnCode, Event, MqttOptions, Packet, Publish, QoS,
-    TlsConfiguration, Transport,
-};
+use rumqttc::{Connect, ConnectReturnCode, Packet, Publish, QoS};
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
-use super::client::{
-    Client, LONG, connect_with_certificate, connect_with_key, service, tls, token,
-};
+use super::client::{Client, connect_with_certificate, connect_with_key, service, token};
 
 const ANSWERS: &str = "$dps/registrations/res/#";
 const REGISTER: &str = "$dps/registrations/PUT/iotdps-register/?$rid=r%201";
@@ -166,7 +158,7 @@ async fn tokens_with_and_without_the_policy_name_are_taken_and_wrong_ones_refuse
 }
 
 #[tokio::test]
-async fn an_individual_enrolment_has_a_key_and_may_name_the_device() {
+async fn an_individual_enrollment_has_a_key_and_may_name_the_device() {
     let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
     let emulator = Emulator::start(Options {
         enrollments: vec![
@@ -187,7 +179,7 @@ async fn an_individual_enrolment_has_a_key_and_may_name_the_device() {
     emulator
         .enroll("serial-7", &json!({ "deviceId": "Pi-07" }))
         .unwrap();
-    // The group's derived key is not that of an enrolment of its own.
+    // The group's derived key is not that of an enrollment of its own.
     let derived = hello(&emulator, "serial-7", &emulator.derived_key("serial-7"));
     assert_eq!(
         Client::refusal(&emulator, None, derived).await,
@@ -362,8 +354,16 @@ async fn requests_are_refused_on_request_and_bad_ones_by_themselves() {
     assert_eq!(status, 404);
     assert!(body["trackingId"].is_string());
     assert_eq!(ask(&mut client, operation).await.0, 200);
-    // What was answered is forgotten.
+    // What was answered is forgotten, and so is what was begun before.
     assert_eq!(ask(&mut client, operation).await.0, 404);
+    let mut begin = async || {
+        client.publish(REGISTER, request("pi-01")).await;
+        let (_, _, body) = answer(&mut client).await;
+        body["operationId"].as_str().unwrap().to_owned()
+    };
+    let (first, second) = (begin().await, begin().await);
+    assert_eq!(ask(&mut client, &first).await.0, 404);
+    assert_eq!(ask(&mut client, &second).await.0, 200);
 }
 
 #[tokio::test]
@@ -399,7 +399,7 @@ async fn what_the_service_does_not_allow_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn scope_keys_enrolments_and_registrations_outlive_a_restart() {
+async fn scope_keys_enrollments_and_registrations_outlive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let options = Options {
         state: Some(directory.path().join("hub")),
@@ -431,37 +431,22 @@ async fn scope_keys_enrolments_and_registrations_outlive_a_restart() {
 #[tokio::test]
 async fn provisioning_works_over_websocket_too() {
     let emulator = emulator().await;
-    let port = emulator.ready().https_port;
-    let url = format!("wss://localhost:{port}/$iothub/websocket");
-    let mut options = MqttOptions::new("pi-01", url, port);
-    let login = hello(&emulator, "pi-01", &emulator.derived_key("pi-01"))
-        .login
-        .unwrap();
-    let config = TlsConfiguration::Rustls(Arc::new(tls(&emulator, None)));
-    options
-        .set_transport(Transport::Wss(config))
-        .set_credentials(login.username, login.password);
-    let (client, mut events) = AsyncClient::new(options, 10);
-    client.try_subscribe(ANSWERS, QoS::AtLeastOnce).unwrap();
-    client
-        .try_publish(REGISTER, QoS::AtLeastOnce, false, request("pi-01"))
-        .unwrap();
-    let answered = async {
-        loop {
-            if let Event::Incoming(Packet::Publish(publish)) = events.poll().await.unwrap() {
-                break publish;
-            }
-        }
-    };
-    let publish = timeout(LONG, answered).await.unwrap();
+    let key = emulator.derived_key("pi-01");
+    let mut client = Client::dial_websocket(&emulator, None).await;
     assert_eq!(
-        publish.topic,
-        "$dps/registrations/res/202/?$rid=r%201&retry-after=1"
+        client.hello(hello(&emulator, "pi-01", &key)).await,
+        ACCEPTED
     );
+    client.subscribe(&[ANSWERS]).await;
+    client.publish(REGISTER, request("pi-01")).await;
+    let (_, _, body) = answer(&mut client).await;
+    let operation = body["operationId"].as_str().unwrap().to_owned();
+    let (_, _, body) = ask(&mut client, &operation).await;
+    assert_eq!(body["status"], "assigned");
 }
 
 #[tokio::test]
-async fn enrolments_and_settings_are_changed_by_hand() {
+async fn enrollments_and_settings_are_changed_by_hand() {
     let directory = tempfile::tempdir().unwrap();
     let wire_log = directory.path().join("wire.log");
     let emulator = Emulator::start(Options {

@@ -227,6 +227,29 @@ async fn methods_come_late_and_their_answers_get_lost() {
 }
 
 #[tokio::test]
+async fn service_calls_fail_on_request_and_device_requests_do_not() {
+    let emulator = emulator().await;
+    let (port, (http, token)) = (emulator.ready().https_port, service(&emulator));
+    let call = async |token: &str| {
+        let url = format!("https://localhost:{port}/devices/pi-01?api-version=2021-04-12");
+        let request = http.get(url).header("Authorization", token);
+        request.send().await.unwrap()
+    };
+    inject(&emulator, "fail-requests=1,retry-after=4").await;
+    let mut client = Client::up(&emulator, "pi-01").await;
+    assert_eq!(client.read_twin("1").await.0, READ);
+    // Who may not ask at all is told that, and uses nothing up.
+    assert_eq!(call("junk").await.status(), 401);
+    let refused = call(&token).await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers()["retry-after"], "4");
+    assert_eq!(refused.headers()["iothub-errorcode"], "ThrottlingException");
+    assert_eq!(call(&token).await.status(), 200);
+    inject(&emulator, "fail-requests=1,status=503").await;
+    assert_eq!(call(&token).await.status(), 503);
+}
+
+#[tokio::test]
 async fn an_impostor_kicks_the_device_again_and_again_until_it_leaves() {
     let emulator = emulator().await;
     let mut client = Client::up(&emulator, "pi-01").await;

@@ -1,17 +1,13 @@
 //! Who may come in: keys, thumbprints, CAs; and what a change of credentials does to a live connection.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use iothub_emulator::{DeviceCertificate, Emulator, Options};
-use rumqttc::{
-    AsyncClient, ConnectReturnCode, Event, MqttOptions, Packet, TlsConfiguration, Transport,
-};
+use rumqttc::ConnectReturnCode;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
 use super::client::{
-    Client, LONG, connect, connect_with_certificate, connect_with_key, key, members, service, tls,
-    token,
+    Client, connect, connect_with_certificate, connect_with_key, key, members, service, token,
 };
 
 const NOT_AUTHORISED: Option<ConnectReturnCode> = Some(ConnectReturnCode::NotAuthorized);
@@ -157,22 +153,16 @@ async fn over_websocket_a_certificate_counts_too_and_rest_needs_none() {
     let emulator = emulator().await;
     emulator.put_device("pi-ca", &by_ca()).unwrap();
     let made = emulator.issue_certificate("pi-ca").unwrap();
-    let port = emulator.ready().https_port;
-    let url = format!("wss://localhost:{port}/$iothub/websocket");
-    let mut options = MqttOptions::new("pi-ca", url, port);
-    let config = TlsConfiguration::Rustls(Arc::new(tls(&emulator, Some(&made))));
-    let user = "localhost/pi-ca/?api-version=2021-04-12";
-    options
-        .set_transport(Transport::Wss(config))
-        .set_credentials(user, "")
-        .set_clean_session(false);
-    let (_client, mut events) = AsyncClient::new(options, 10);
-    let event = timeout(LONG, events.poll()).await.unwrap().unwrap();
-    assert!(
-        matches!(event, Event::Incoming(Packet::ConnAck(_))),
-        "{event:?}"
+    let mut client = Client::dial_websocket(&emulator, Some(&made)).await;
+    let hello = connect_with_certificate(&emulator, "pi-ca");
+    assert_eq!(client.hello(hello).await, ACCEPTED);
+    client.subscribe(&["$iothub/twin/res/#"]).await;
+    assert_eq!(
+        client.read_twin("1").await.0,
+        "$iothub/twin/res/200/?$rid=1"
     );
 
+    let port = emulator.ready().https_port;
     let (http, token) = service(&emulator);
     let answer = http
         .get(format!(

@@ -200,10 +200,11 @@ impl Device {
         document
     }
 
-    pub(crate) fn twin_document(&self) -> Value {
+    /// What a twin shows besides tags, properties and configurations.
+    pub(crate) fn twin_head(&self) -> Value {
         let (identity, twin) = (&self.record.identity, &self.record.twin);
         let model = self.link.as_ref().and_then(|link| link.model_id.as_deref());
-        let mut document = json!({
+        json!({
             "deviceId": identity.id,
             "etag": twin.etag(),
             "deviceEtag": identity.etag,
@@ -217,9 +218,15 @@ impl Device {
             "x509Thumbprint": identity.credentials.thumbprints(),
             "modelId": model.unwrap_or_default(),
             "version": twin.version(),
-            "properties": twin.properties(),
             "capabilities": { "iotEdge": identity.edge },
-        });
+        })
+    }
+
+    /// The twin as service tools see it.
+    pub(crate) fn twin_document(&self) -> Value {
+        let twin = &self.record.twin;
+        let mut document = self.twin_head();
+        document["properties"] = twin.properties();
         if !twin.tags.is_empty() {
             document["tags"] = twin.tags.clone().into();
         }

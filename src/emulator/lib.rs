@@ -2,7 +2,7 @@
 //!
 //! It serves the device side (MQTT 3.1.1 over TLS and over WebSocket, shared access signatures and
 //! certificates, provisioning, kept sessions, twins, direct methods) and the service side (REST: registry,
-//! twins, methods, queries) well enough that the official SDKs run against it unmodified, and it makes
+//! twins, methods, queries, jobs, configurations) well enough that the official SDKs run against it unmodified, and it makes
 //! things go wrong on request. It shares no protocol code with the daemon but the MQTT packet codec of a
 //! library, so that a misread specification cannot cancel out.
 //!

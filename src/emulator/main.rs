@@ -38,7 +38,8 @@ A first session:
   4. Use service tools and SDKs with the service connection string. They must trust the CA file
      too (Python: REQUESTS_CA_BUNDLE, Node: NODE_EXTRA_CA_CERTS).
 
-With --state DIR a restart goes on with the same CAs, keys, devices, twins and enrollments.
+With --state DIR a restart goes on with the same CAs, keys, devices, twins, enrollments, jobs and
+configurations.
 RUST_LOG=debug shows more on standard error.";
 
 /// A local Azure IoT Hub: MQTT for devices, REST for service tools, faults on request.
@@ -57,7 +58,7 @@ struct Arguments {
     /// Port for HTTPS and for MQTT over WebSocket; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 443)]
     https_port: u16,
-    /// Keep the CAs, the devices, their twins and the enrollments in this directory
+    /// Keep the CAs, the devices, their twins, enrollments, jobs and configurations in this directory
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Register a device, with this primary key (base64) or a new one; may be repeated

@@ -21,7 +21,8 @@ pub struct Options {
     pub mqtt_port: u16,
     /// Port for HTTPS and WebSocket; 0 takes a free one.
     pub https_port: u16,
-    /// Where the CAs, the registry, the twins and the enrollments are kept. Without it they live as long as the emulator.
+    /// Where the CAs, the registry, the twins, enrollments, jobs and configurations are kept. Without it they
+    /// live as long as the emulator.
     pub state: Option<PathBuf>,
     /// Devices to register at the start, unless the state has them already.
     pub devices: Vec<DeviceSpec>,

@@ -13,5 +13,5 @@ mod tree;
 pub(crate) use collections::in_pieces;
 pub(crate) use page::Page;
 pub(crate) use parse::{condition, parse};
-pub(crate) use run::{holds, rows};
+pub(crate) use run::{Document, find, holds, rows};
 pub(crate) use tree::{Expr, Query};

@@ -1,4 +1,5 @@
-//! The state directory: policies and one file for each device, so that a restart goes on.
+//! The state directory: policies and one file for each device, so that a restart goes on. Jobs and
+//! configurations keep their own files in it.
 //!
 //! A file is written beside its place and renamed into it, so it is always whole.
 

@@ -3,11 +3,14 @@
 //! A write either happens whole or not at all: it is checked, merged into a copy, measured, and only
 //! then put in place.
 
+use std::borrow::Cow;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::hub_error::{HubError, Kind};
+use crate::query::Document;
 use crate::twin_limits::{self, Limit};
 
 /// A JSON object.
@@ -211,6 +214,19 @@ impl Section {
 
     pub(crate) fn values(&self) -> &Object {
         &self.values
+    }
+
+    /// What a path leads to in [`Twin::properties`], below the section.
+    pub(crate) fn look_up(&self, path: &[String]) -> Option<Cow<'_, Value>> {
+        match path {
+            [] => Some(Cow::Owned(self.view(true))),
+            [name] if name == "$version" => Some(Cow::Owned(self.version.into())),
+            [name] if name == "$metadata" => Some(Cow::Owned(self.metadata.clone().into())),
+            [name, member, rest @ ..] if name == "$metadata" => {
+                self.metadata.get(member)?.look_up(rest)
+            }
+            [name, rest @ ..] => self.values.get(name)?.look_up(rest),
+        }
     }
 
     fn view(&self, with_metadata: bool) -> Value {

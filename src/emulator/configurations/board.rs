@@ -194,7 +194,7 @@ impl Hub {
         let Some(device) = state.devices.get_mut(id) else {
             return;
         };
-        let mut wanted = plan.for_twin(&device.twin_document());
+        let mut wanted = plan.for_twin(&*device);
         let twin = &mut device.record.twin;
         let old = &device.record.configurations;
         let patch = patch(twin.desired.values(), &old.settings, &wanted.settings);

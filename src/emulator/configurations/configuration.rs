@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::clock;
 use crate::hub_error::HubError;
-use crate::query::{self, Query};
+use crate::query::{self, Document, Query};
 use crate::registry;
 use crate::twin::{self, Object};
 use crate::twin_limits;
@@ -181,7 +181,7 @@ impl Target {
         }
     }
 
-    pub(crate) fn includes(&self, twin: &Value) -> bool {
+    pub(crate) fn includes(&self, twin: &impl Document) -> bool {
         match self {
             Self::None => false,
             Self::All => true,

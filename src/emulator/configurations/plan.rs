@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::configuration::{Configuration, Target};
+use crate::query::Document;
 use crate::twin::Object;
 
 /// What the configurations have done to a device.
@@ -60,7 +61,7 @@ impl Plan {
     }
 
     /// What is to be so for a device with this twin.
-    pub(crate) fn for_twin(&self, twin: &Value) -> Applied {
+    pub(crate) fn for_twin(&self, twin: &impl Document) -> Applied {
         let mut applied = Applied::default();
         for planned in self
             .0

@@ -81,7 +81,8 @@ impl Request {
             })?;
         parse_condition(condition)?;
         let start = match body.get("startTime") {
-            None => None,
+            // Node sends null when its caller gave no time.
+            None | Some(Value::Null) => None,
             Some(time) => Some(parse_time(time)?),
         };
         let max_execution_seconds = match body.get("maxExecutionTimeInSeconds") {
@@ -170,6 +171,8 @@ mod tests {
         assert_eq!(request.start, None);
         assert_eq!(request.max_execution_seconds, 3600);
         let mut at = method();
+        at["startTime"] = Value::Null;
+        assert_eq!(Request::parse("j", &at).unwrap().start, None);
         for (time, expected) in [
             ("2030-01-31T08:00:00Z", 1_896_076_800),
             ("2030-01-31T09:00:00.000+01:00", 1_896_076_800),
@@ -192,7 +195,6 @@ mod tests {
             ("queryCondition", json!("")),
             ("queryCondition", json!("SELECT * FROM devices")),
             ("queryCondition", json!("tags.a ==")),
-            ("startTime", json!(null)),
             ("startTime", json!("tomorrow")),
             ("maxExecutionTimeInSeconds", json!(0)),
             ("maxExecutionTimeInSeconds", json!("60")),

@@ -13,72 +13,106 @@ use serde_json::{Map, Value};
 use super::page::Page;
 use super::tree::{Aggregate, Column, Comparison, Expr, Operator, Path, Query, Select, Source};
 
+/// What a query looks into. Only what it asks for has to be there as JSON.
+pub(crate) trait Document {
+    /// What the path leads to.
+    fn look_up(&self, path: &[String]) -> Option<Cow<'_, Value>>;
+    /// All of it.
+    fn whole(&self) -> Value;
+}
+
+impl Document for Value {
+    fn look_up(&self, path: &[String]) -> Option<Cow<'_, Value>> {
+        let found = path.iter().try_fold(self, |value, name| value.get(name));
+        found.map(Cow::Borrowed)
+    }
+
+    fn whole(&self) -> Value {
+        self.clone()
+    }
+}
+
+/// What a query needs of a document that it found.
+pub(crate) struct Found {
+    /// All of it; null when only columns are wanted.
+    whole: Value,
+    /// For each column the value that its path leads to.
+    columns: Vec<Option<Value>>,
+    /// For each path of GROUP BY its value.
+    group: Vec<Option<Value>>,
+}
+
 /// Whether the condition is true of the document.
-pub(crate) fn holds(condition: &Expr, document: &Value) -> bool {
+pub(crate) fn holds(condition: &Expr, document: &impl Document) -> bool {
     truth(condition, document) == Some(true)
+}
+
+/// What the query needs of the document; `None` when its condition is not true of it.
+pub(crate) fn find(query: &Query, document: &impl Document) -> Option<Found> {
+    let filter = query.filter.as_ref();
+    if !filter.is_none_or(|filter| holds(filter, document)) {
+        return None;
+    }
+    let value = |path: &Path| document.look_up(path).map(Cow::into_owned);
+    let (whole, columns) = match &query.select {
+        Select::Whole => (document.whole(), Vec::new()),
+        Select::Columns(columns) => {
+            let column = |column: &Column| match &column.source {
+                Source::Path(path) | Source::Aggregate(_, path) => value(path),
+                Source::Count => None,
+            };
+            (Value::Null, columns.iter().map(column).collect())
+        }
+    };
+    Some(Found {
+        whole,
+        columns,
+        group: query.group_by.iter().map(value).collect(),
+    })
 }
 
 /// The rows of `page`, and the token of the next page if there is one.
 ///
-/// Each document comes with its key, and the documents come in the order of their keys; for a query
-/// without groups only those after the page's key are needed. Since a page starts after a key and not at
-/// a count, no row is given twice or left out because documents came or went in between.
+/// What was found comes with the documents' keys and in their order; for a query without groups only what
+/// is after the page's key is needed. Since a page starts after a key and not at a count, no row is given
+/// twice or left out because documents came or went in between.
 pub(crate) fn rows(
     query: &Query,
     page: &Page,
-    documents: impl Iterator<Item = (String, Value)>,
+    found: impl Iterator<Item = (String, Found)>,
 ) -> (Vec<Value>, Option<String>) {
-    let selected = documents.filter(|(_, document)| {
-        let filter = query.filter.as_ref();
-        filter.is_none_or(|filter| holds(filter, document))
-    });
     match &query.select {
-        Select::Whole => page.cut(query.top, selected),
+        Select::Whole => page.cut(query.top, found.map(|(key, found)| (key, found.whole))),
         Select::Columns(columns) if query.is_grouped() => {
-            page.cut(query.top, grouped(query, columns, selected))
+            page.cut(query.top, grouped(query, columns, found).into_iter())
         }
-        Select::Columns(columns) => page.cut(
-            query.top,
-            selected.map(|(key, document)| {
-                let row = Row::from_document(columns, &document);
-                (key, row.into_value(columns))
-            }),
-        ),
+        Select::Columns(columns) => {
+            let row = |(key, found): (String, Found)| (key, row(columns, found.columns));
+            page.cut(query.top, found.map(row))
+        }
     }
 }
 
-/// The values of a row's columns; a column without a value is left out of the row.
-struct Row(Vec<Option<Value>>);
-
-impl Row {
-    fn from_document(columns: &[Column], document: &Value) -> Self {
-        let value = |column: &Column| match &column.source {
-            Source::Path(path) => look_up(document, path).cloned(),
-            Source::Count | Source::Aggregate(..) => None,
+/// A row of the columns' values; a column without a value is left out.
+fn row(columns: &[Column], values: Vec<Option<Value>>) -> Value {
+    let mut row = Map::new();
+    for (index, (column, value)) in columns.iter().zip(values).enumerate() {
+        let name = match (&column.alias, &column.source) {
+            (Some(alias), _) => alias.clone(),
+            (None, Source::Path(path)) => path.last().cloned().unwrap_or_default(),
+            (None, _) => format!("${}", index + 1),
         };
-        Self(columns.iter().map(value).collect())
-    }
-
-    fn into_value(self, columns: &[Column]) -> Value {
-        let mut row = Map::new();
-        for (index, (column, value)) in columns.iter().zip(self.0).enumerate() {
-            let name = match (&column.alias, &column.source) {
-                (Some(alias), _) => alias.clone(),
-                (None, Source::Path(path)) => path.last().cloned().unwrap_or_default(),
-                (None, _) => format!("${}", index + 1),
-            };
-            if let Some(value) = value {
-                row.insert(name, value);
-            }
+        if let Some(value) = value {
+            row.insert(name, value);
         }
-        row.into()
     }
+    row.into()
 }
 
 /// What was gathered of a group so far.
 struct Group {
-    /// The columns that are paths: the same in all members.
-    row: Row,
+    /// Those of the columns that are paths, which are the same in all members.
+    values: Vec<Option<Value>>,
     count: u64,
     /// One for each column.
     numbers: Vec<Numbers>,
@@ -97,34 +131,33 @@ struct Numbers {
 fn grouped(
     query: &Query,
     columns: &[Column],
-    documents: impl Iterator<Item = (String, Value)>,
-) -> impl Iterator<Item = (String, Value)> {
+    found: impl Iterator<Item = (String, Found)>,
+) -> Vec<(String, Value)> {
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     if query.group_by.is_empty() {
         // Without GROUP BY everything is one group, also when nothing was found.
-        groups.insert("[]".to_owned(), Group::new(columns, &Value::Null));
+        groups.insert("[]".to_owned(), Group::new(vec![None; columns.len()]));
     }
-    for (_, document) in documents {
+    for (_, found) in found {
         // An array of arrays, so that a missing value is another group than null.
-        let values: Vec<Vec<&Value>> = query
-            .group_by
-            .iter()
-            .map(|path| look_up(&document, path).into_iter().collect())
-            .collect();
+        let values: Vec<Vec<&Value>> = found.group.iter().map(|v| v.iter().collect()).collect();
         let key = serde_json::to_string(&values).unwrap_or_default();
-        groups
+        let group = groups
             .entry(key)
-            .or_insert_with(|| Group::new(columns, &document))
-            .add(columns, &document);
+            .or_insert_with(|| Group::new(found.columns.clone()));
+        group.count += 1;
+        for (numbers, value) in group.numbers.iter_mut().zip(&found.columns) {
+            numbers.add(value.as_ref().and_then(Value::as_f64));
+        }
     }
-    let columns = columns.to_vec();
     groups
         .into_iter()
-        .map(move |(key, group)| (key, group.into_row(&columns).into_value(&columns)))
+        .map(|(key, group)| (key, row(columns, group.into_values(columns))))
+        .collect()
 }
 
 impl Group {
-    fn new(columns: &[Column], first: &Value) -> Self {
+    fn new(values: Vec<Option<Value>>) -> Self {
         let none = Numbers {
             count: 0,
             sum: 0.0,
@@ -132,41 +165,36 @@ impl Group {
             max: f64::NEG_INFINITY,
         };
         Self {
-            row: Row::from_document(columns, first),
+            numbers: vec![none; values.len()],
+            values,
             count: 0,
-            numbers: vec![none; columns.len()],
         }
     }
 
-    fn add(&mut self, columns: &[Column], document: &Value) {
-        self.count += 1;
-        for (column, numbers) in columns.iter().zip(&mut self.numbers) {
-            if let Source::Aggregate(_, path) = &column.source
-                && let Some(number) = look_up(document, path).and_then(Value::as_f64)
-            {
-                numbers.count += 1;
-                numbers.sum += number;
-                numbers.min = numbers.min.min(number);
-                numbers.max = numbers.max.max(number);
-            }
-        }
-    }
-
-    fn into_row(mut self, columns: &[Column]) -> Row {
+    fn into_values(mut self, columns: &[Column]) -> Vec<Option<Value>> {
         for (index, column) in columns.iter().enumerate() {
             match &column.source {
                 Source::Path(_) => {}
-                Source::Count => self.row.0[index] = Some(self.count.into()),
+                Source::Count => self.values[index] = Some(self.count.into()),
                 Source::Aggregate(aggregate, _) => {
-                    self.row.0[index] = self.numbers[index].result(*aggregate);
+                    self.values[index] = self.numbers[index].result(*aggregate);
                 }
             }
         }
-        self.row
+        self.values
     }
 }
 
 impl Numbers {
+    fn add(&mut self, number: Option<f64>) {
+        if let Some(number) = number {
+            self.count += 1;
+            self.sum += number;
+            self.min = self.min.min(number);
+            self.max = self.max.max(number);
+        }
+    }
+
     fn result(self, aggregate: Aggregate) -> Option<Value> {
         match aggregate {
             Aggregate::Sum => Some(shown(self.sum)),
@@ -188,13 +216,8 @@ fn shown(number: f64) -> Value {
     }
 }
 
-fn look_up<'a>(document: &'a Value, path: &Path) -> Option<&'a Value> {
-    path.iter()
-        .try_fold(document, |value, name| value.get(name))
-}
-
 /// `None` is undefined, and so is the truth of what is no boolean.
-fn truth(expr: &Expr, document: &Value) -> Option<bool> {
+fn truth(expr: &Expr, document: &impl Document) -> Option<bool> {
     match expr {
         Expr::And(terms) => decided_by(false, terms, document),
         Expr::Or(terms) => decided_by(true, terms, document),
@@ -208,21 +231,22 @@ fn truth(expr: &Expr, document: &Value) -> Option<bool> {
             let equal = |item| compare(&value, Comparison::Equal, item) == Some(true);
             Some(items.iter().any(equal))
         }
-        Expr::IsDefined(path) => Some(look_up(document, path).is_some()),
+        Expr::IsDefined(path) => Some(document.look_up(path).is_some()),
         Expr::StartsWith(path, prefix) => Some(
-            look_up(document, path)?
+            document
+                .look_up(path)?
                 .as_str()?
                 .starts_with(prefix.as_str()),
         ),
         Expr::Arithmetic(..) | Expr::Negative(_) => None,
         Expr::Literal(value) => value.as_bool(),
-        Expr::Path(path) => look_up(document, path)?.as_bool(),
+        Expr::Path(path) => document.look_up(path)?.as_bool(),
     }
 }
 
 /// The result of a chain in which one term that is `deciding` decides; without such a term an undefined
 /// one leaves the whole undefined.
-fn decided_by(deciding: bool, terms: &[Expr], document: &Value) -> Option<bool> {
+fn decided_by(deciding: bool, terms: &[Expr], document: &impl Document) -> Option<bool> {
     let mut result = Some(!deciding);
     for term in terms {
         match truth(term, document) {
@@ -234,10 +258,10 @@ fn decided_by(deciding: bool, terms: &[Expr], document: &Value) -> Option<bool> 
     result
 }
 
-fn value<'a>(expr: &'a Expr, document: &'a Value) -> Option<Cow<'a, Value>> {
+fn value<'a>(expr: &'a Expr, document: &'a impl Document) -> Option<Cow<'a, Value>> {
     match expr {
         Expr::Literal(value) => Some(Cow::Borrowed(value)),
-        Expr::Path(path) => look_up(document, path).map(Cow::Borrowed),
+        Expr::Path(path) => document.look_up(path),
         Expr::Arithmetic(..) | Expr::Negative(_) => {
             let number = number(expr, document)?;
             number.is_finite().then(|| Cow::Owned(shown(number)))
@@ -252,7 +276,7 @@ fn value<'a>(expr: &'a Expr, document: &'a Value) -> Option<Cow<'a, Value>> {
     }
 }
 
-fn number(expr: &Expr, document: &Value) -> Option<f64> {
+fn number(expr: &Expr, document: &impl Document) -> Option<f64> {
     match expr {
         Expr::Negative(inner) => number(inner, document).map(|number| -number),
         Expr::Arithmetic(first, rest) => {

@@ -1,5 +1,7 @@
 //! The connection to the hub over real TLS and MQTT, against a scripted hub on the loopback.
 
+#[path = "hub_session/garbage.rs"]
+mod garbage;
 #[path = "hub_session/overload.rs"]
 mod overload;
 #[path = "hub_session/peer.rs"]

@@ -344,14 +344,45 @@ mod tests {
         assert_eq!(tracker.due(None, false), None);
     }
 
+    /// Any JSON, made of the names that matter and of others.
+    fn json_value() -> impl Strategy<Value = Value> {
+        let names = vec![
+            "firmware",
+            "fwVersion",
+            "fwPackageURI",
+            "fwPackageCheckValue",
+            "$version",
+            "x",
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+            prop::sample::select(vec!["https://h/x", "http://h/x", "2.0", " 2.0 ", HEX])
+                .prop_map(Value::from),
+            Just(json!([{"firmware": null}])),
+        ];
+        leaf.prop_recursive(3, 30, 5, move |inner| {
+            let name = prop::sample::select(names.clone()).prop_map(str::to_owned);
+            prop::collection::btree_map(name, inner, 0..5)
+                .prop_map(|members| Value::Object(members.into_iter().collect()))
+        })
+    }
+
     proptest! {
         #[test]
-        fn no_desired_section_makes_the_reader_panic(text in any::<String>(), number in any::<f64>()) {
-            for value in [json!(text), json!(number), json!([text])] {
-                let _ = parse(&value);
-                let _ = parse(&json!({"firmware": value}));
-                let firmware = json!({"fwVersion": value, "fwPackageURI": value, "fwPackageCheckValue": value});
-                let _ = tracker(&json!({"firmware": firmware})).due(None, false);
+        fn no_desired_section_and_no_change_makes_the_reader_panic_or_act_twice(
+            whole in json_value(), changes in prop::collection::vec((any::<u64>(), json_value()), 0..6)
+        ) {
+            let mut tracker = tracker(&whole);
+            for (version, change) in changes {
+                tracker.handle_patch(version, &change);
+                if let Some(due) = tracker.due(Some("2.0"), false) {
+                    prop_assert_eq!(tracker.due(None, true), None, "not while an update runs");
+                    tracker.done(due.acted);
+                    prop_assert_eq!(tracker.due(Some("2.0"), false), None);
+                }
             }
         }
     }

@@ -116,3 +116,42 @@ async fn a_renewal_loses_no_call_while_calls_overlap_without_end() {
         "{answered} answered, {refused} refused, {lost} lost"
     );
 }
+
+/// Where the journal's lines go.
+#[derive(Clone, Default)]
+struct Journal(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Journal {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_says_nothing_in_the_journal() {
+    let journal = Journal::default();
+    let writer = journal.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .finish();
+    // The runtime of this test has only this thread.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let peer = Peer::start().await;
+    let short = SessionOptions {
+        token_lifetime: Duration::from_secs(2),
+        ..options(&peer)
+    };
+    let (_handle, mut events) = Session::spawn(short);
+    for _ in 0..3 {
+        let event = next(&mut events).await;
+        assert!(matches!(event, HubEvent::Connected { .. }), "{event:?}");
+    }
+    let lines = String::from_utf8(journal.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(lines.lines().count(), 1, "{lines}");
+    assert!(lines.contains("connected to"), "{lines}");
+}

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::*;
 
 mod storms;
+mod strange;
 mod world;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -209,8 +209,14 @@ impl Section {
         }
     }
 
+    /// The properties, without version and metadata.
     pub(crate) fn values(&self) -> &Object {
         &self.values
+    }
+
+    /// `$version`: counts the writes.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     fn view(&self, with_metadata: bool) -> Value {

@@ -1,6 +1,6 @@
 //! An emulator in this process: start, stop, faults and observers.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use crate::jobs::{self, JobBoard, Journal};
 use crate::listen;
 use crate::methods::{Call, MethodAnswer};
 use crate::options::{Options, Ready};
+use crate::page;
 use crate::policies::{OWNER, Policies};
 use crate::rest;
 use crate::start_error::StartError;
@@ -61,6 +62,10 @@ impl Emulator {
             })?,
             None => WireLog::default(),
         };
+        let wire = match options.page_port {
+            Some(_) => wire.remembering(),
+            None => wire,
+        };
         let (temporary, directory) = match &options.state {
             Some(directory) => (None, directory.clone()),
             None => {
@@ -96,6 +101,12 @@ impl Emulator {
         let mqtt = bind(options.listen, options.mqtt_port, "MQTT", "--mqtt-port").await?;
         let https = bind(options.listen, options.https_port, "HTTPS", "--https-port").await?;
         let (mqtt_port, https_port) = (port(&mqtt), port(&https));
+        let page = match options.page_port {
+            Some(port) => {
+                Some(bind(loopback(options.listen), port, "the page", "--page-port").await?)
+            }
+            None => None,
+        };
 
         let hub = Hub::new(Parts {
             name: options.hub_name.clone(),
@@ -136,7 +147,7 @@ impl Emulator {
             hub_name: options.hub_name.clone(),
             mqtt_port,
             https_port,
-            page_url: None,
+            page_url: page.as_ref().and_then(page_url),
             ca_file: ca.file,
             device_ca_file,
             service_connection_string: format!(
@@ -169,6 +180,14 @@ impl Emulator {
         ));
         tasks.spawn(configurations::board::run(hub.clone(), stop.clone()));
         tasks.spawn(jobs::engine::run(hub.clone(), stop.clone()));
+        if let Some(listener) = page {
+            let ports = page::Ports {
+                mqtt: mqtt_port,
+                https: https_port,
+            };
+            let router = page::router(hub.clone(), &ports, stop.clone());
+            tasks.spawn(listen::page(listener, router, stop.clone()));
+        }
         let emulator = Self {
             hub,
             ready,
@@ -430,6 +449,19 @@ async fn bind(
 
 fn port(listener: &TcpListener) -> u16 {
     listener.local_addr().map_or(0, |address| address.port())
+}
+
+/// Where the page listens: it has no keys and no TLS, so on this machine only, whatever else is let in.
+fn loopback(listen: IpAddr) -> IpAddr {
+    match listen.is_loopback() {
+        true => listen,
+        false => Ipv4Addr::LOCALHOST.into(),
+    }
+}
+
+fn page_url(listener: &TcpListener) -> Option<String> {
+    let address = listener.local_addr().ok()?;
+    Some(format!("http://{address}/"))
 }
 
 fn connection_strings(hub: &Hub) -> std::collections::BTreeMap<String, String> {

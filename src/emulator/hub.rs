@@ -15,6 +15,7 @@ use crate::clock;
 use crate::configurations::{Applied, ConfigurationBoard};
 use crate::connect::Proof;
 use crate::device_ca::DeviceCas;
+use crate::devices::Devices;
 use crate::dps::Dps;
 use crate::faults::Faults;
 use crate::hub_error::{HubError, Kind};
@@ -61,7 +62,7 @@ pub(crate) struct Parts {
 /// What the lock protects.
 pub(crate) struct State {
     pub(crate) policies: Policies,
-    pub(crate) devices: BTreeMap<String, Device>,
+    pub(crate) devices: Devices,
     pub(crate) device_cas: DeviceCas,
     pub(crate) faults: Faults,
     pub(crate) meters: Meters,
@@ -89,7 +90,8 @@ pub(crate) struct Device {
     pub(crate) telemetry: VecDeque<Value>,
     /// The last change of the desired properties: version and what was pushed.
     pub(crate) last_push: Option<(u64, String)>,
-    connection_state_updated: String,
+    /// When it connected or disconnected last.
+    pub(crate) connection_state_updated: String,
 }
 
 /// What of a device outlives the program.

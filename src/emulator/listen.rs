@@ -1,4 +1,4 @@
-//! The two listeners: MQTT over TLS, and HTTPS with REST, control and MQTT over WebSocket.
+//! The listeners: MQTT over TLS; HTTPS with REST, control and MQTT over WebSocket; HTTP with the page.
 
 use std::convert::Infallible;
 use std::io;
@@ -10,8 +10,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -77,24 +78,49 @@ pub(crate) async fn https(
                 request.extensions_mut().insert(chain.clone());
                 async move { answer(&hub, router, request.map(Body::new)).await }
             });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades();
-            let mut connection = std::pin::pin!(connection);
-            let result = tokio::select! {
-                result = connection.as_mut() => result,
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    timeout(Duration::from_secs(1), connection).await.unwrap_or(Ok(()))
-                }
-            };
-            if let Err(error) = result {
-                debug!("an HTTPS connection ended: {error}");
-            }
+            serve_http(stream, service, stop).await;
         }
     })
     .await;
+}
+
+/// Accepts browsers that show the page, until told to stop.
+pub(crate) async fn page(listener: TcpListener, router: Router, stop: CancellationToken) {
+    accept(listener, stop.clone(), move |socket, _| {
+        let (router, stop) = (router.clone(), stop.clone());
+        async move {
+            let _ = socket.set_nodelay(true);
+            let service = service_fn(move |request: hyper::Request<Incoming>| {
+                router.clone().oneshot(request.map(Body::new))
+            });
+            serve_http(socket, service, stop).await;
+        }
+    })
+    .await;
+}
+
+/// Serves one HTTP connection until it ends, or a second longer than told.
+async fn serve_http<S, V>(stream: S, service: V, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    V: Service<hyper::Request<Incoming>, Response = axum::response::Response>,
+    V::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            timeout(Duration::from_secs(1), connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = result {
+        debug!("an HTTP connection ended: {error}");
+    }
 }
 
 /// Why a request gets no answer.

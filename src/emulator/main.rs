@@ -22,7 +22,9 @@ A first session:
   2. Point a device at it: connect to localhost:8883 with the device's connection string and
      trust the CA file.
 
-  3. Look at it and make things go wrong (https://localhost:8443/emulator lists all of it):
+  3. Open http://127.0.0.1:8080 in a browser: devices, twins and running updates, live.
+
+  4. Look at it from scripts and make things go wrong (https://localhost:8443/emulator lists all of it):
 
        curl --cacert CA_FILE https://localhost:8443/emulator/devices/pi-01/twin
        curl --cacert CA_FILE -X POST 'https://localhost:8443/emulator/outage?seconds=10'
@@ -35,7 +37,7 @@ A first session:
      Let devices provision themselves (DPS): the same host and ports; the line has id scope and
      group key.
 
-  4. Use service tools and SDKs with the service connection string. They must trust the CA file
+  5. Use service tools and SDKs with the service connection string. They must trust the CA file
      too (Python: REQUESTS_CA_BUNDLE, Node: NODE_EXTRA_CA_CERTS).
 
 With --state DIR a restart goes on with the same CAs, keys, devices, twins, enrollments, jobs and
@@ -58,6 +60,12 @@ struct Arguments {
     /// Port for HTTPS and for MQTT over WebSocket; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 443)]
     https_port: u16,
+    /// Port for the page that shows devices, twins and updates live, on loopback only; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    page_port: u16,
+    /// Serve no page
+    #[arg(long, conflicts_with = "page_port")]
+    no_page: bool,
     /// Keep the CAs, the devices, their twins, enrollments, jobs and configurations in this directory
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -131,6 +139,7 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         listen: arguments.listen,
         mqtt_port: arguments.mqtt_port,
         https_port: arguments.https_port,
+        page_port: (!arguments.no_page).then_some(arguments.page_port),
         state: arguments.state,
         devices: arguments.devices,
         x509_devices: arguments.x509_devices,

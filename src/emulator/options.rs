@@ -21,6 +21,8 @@ pub struct Options {
     pub mqtt_port: u16,
     /// Port for HTTPS and WebSocket; 0 takes a free one.
     pub https_port: u16,
+    /// Port for the page for people, always on loopback; 0 takes a free one. Without it there is no page.
+    pub page_port: Option<u16>,
     /// Where the CAs, the registry, the twins, enrollments, jobs and configurations are kept. Without it they
     /// live as long as the emulator.
     pub state: Option<PathBuf>,
@@ -94,6 +96,7 @@ impl Default for Options {
             listen: Ipv4Addr::LOCALHOST.into(),
             mqtt_port: 0,
             https_port: 0,
+            page_port: None,
             state: None,
             devices: Vec::new(),
             x509_devices: Vec::new(),
@@ -151,7 +154,7 @@ pub struct Ready {
     pub mqtt_port: u16,
     /// Port for HTTPS and WebSocket.
     pub https_port: u16,
-    /// Address of the page for people; null, as there is none yet.
+    /// Address of the page for people; null without [`Options::page_port`].
     pub page_url: Option<String>,
     /// The certificate to trust.
     pub ca_file: PathBuf,

@@ -212,6 +212,7 @@ impl Section {
         }
     }
 
+    /// The properties, without version and metadata.
     pub(crate) fn values(&self) -> &Object {
         &self.values
     }
@@ -227,6 +228,11 @@ impl Section {
             }
             [name, rest @ ..] => self.values.get(name)?.look_up(rest),
         }
+    }
+
+    /// `$version`: counts the writes.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     fn view(&self, with_metadata: bool) -> Value {

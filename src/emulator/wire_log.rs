@@ -1,9 +1,10 @@
 //! The wire log: one readable line for each MQTT packet and each HTTP request, without secrets.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rumqttc::mqttbytes::v4::{Packet, SubscribeReasonCode};
 
@@ -12,42 +13,97 @@ use crate::clock;
 /// Longest part of a payload shown.
 const PAYLOAD_SHOWN: usize = 2000;
 
+/// Lines kept in memory for the page, of all devices together: bounded however many devices there are.
+const RECENT_LINES: usize = 2000;
+/// Longest part of a line kept in memory.
+const RECENT_SHOWN: usize = 400;
+
 /// Where the lines go, if anywhere.
 #[derive(Default)]
-pub(crate) struct WireLog(Option<Mutex<File>>);
+pub(crate) struct WireLog {
+    file: Option<Mutex<File>>,
+    recent: Option<Mutex<VecDeque<Recent>>>,
+}
+
+/// A line kept in memory.
+struct Recent {
+    device: String,
+    line: String,
+}
 
 impl WireLog {
     /// Appends to `path`.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().append(true).create(true).open(path)?;
-        Ok(Self(Some(Mutex::new(file))))
+        Ok(Self {
+            file: Some(Mutex::new(file)),
+            recent: None,
+        })
+    }
+
+    /// Keeps the last lines in memory too, for [`WireLog::recent`].
+    pub(crate) fn remembering(mut self) -> Self {
+        self.recent = Some(Mutex::default());
+        self
+    }
+
+    /// The last lines of `device`, at most `most`, oldest first. Few or none when others were busier.
+    pub(crate) fn recent(&self, device: &str, most: usize) -> Vec<String> {
+        let Some(recent) = &self.recent else {
+            return Vec::new();
+        };
+        let recent = lock(recent);
+        let of_device = recent.iter().rev().filter(|line| line.device == device);
+        let mut lines: Vec<_> = of_device.take(most).map(|line| line.line.clone()).collect();
+        lines.reverse();
+        lines
     }
 
     /// A packet from `device` to the hub.
     pub(crate) fn received(&self, device: &str, packet: &Packet) {
-        self.line(|| format!("{device} -> {}", describe(packet)));
+        self.line(device, || format!("-> {}", describe(packet)));
     }
 
     /// A packet from the hub to `device`.
     pub(crate) fn sent(&self, device: &str, packet: &Packet) {
-        self.line(|| format!("{device} <- {}", describe(packet)));
+        self.line(device, || format!("<- {}", describe(packet)));
     }
 
     /// Anything else worth a line, such as why a connection ended.
     pub(crate) fn note(&self, device: &str, text: &str) {
-        self.line(|| format!("{device} -- {text}"));
+        self.line(device, || format!("-- {text}"));
     }
 
-    fn line(&self, text: impl FnOnce() -> String) {
-        let Some(file) = &self.0 else {
+    fn line(&self, device: &str, text: impl FnOnce() -> String) {
+        if self.file.is_none() && self.recent.is_none() {
             return;
-        };
-        let line = format!("{} {}\n", clock::stamp(), single_line(&redact(&text())));
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = file.write_all(line.as_bytes()) {
+        }
+        let (now, text) = (clock::stamp(), single_line(&redact(&text())));
+        if let Some(file) = &self.file
+            && let Err(error) = lock(file)
+                .write_all(format!("{now} {} {text}\n", single_line(&redact(device))).as_bytes())
+        {
             tracing::warn!("cannot write the wire log: {error}");
         }
+        // A client may call itself anything of any length; a device's id is short.
+        if let Some(recent) = &self.recent
+            && device.len() <= 128
+        {
+            let line = format!("{now} {}", shortened(&text, RECENT_SHOWN));
+            let mut recent = lock(recent);
+            if recent.len() == RECENT_LINES {
+                recent.pop_front();
+            }
+            recent.push_back(Recent {
+                device: device.to_owned(),
+                line,
+            });
+        }
     }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn describe(packet: &Packet) -> String {
@@ -116,11 +172,16 @@ fn describe(packet: &Packet) -> String {
 
 fn payload(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
-        Ok(text) => match text.char_indices().nth(PAYLOAD_SHOWN) {
-            Some((end, _)) => format!("{}... ({} bytes)", &text[..end], bytes.len()),
-            None => text.to_owned(),
-        },
+        Ok(text) => shortened(text, PAYLOAD_SHOWN),
         Err(_) => format!("({} bytes, not UTF-8)", bytes.len()),
+    }
+}
+
+/// `text`, or its first `most` characters and its length.
+pub(crate) fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
     }
 }
 

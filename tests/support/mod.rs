@@ -3,6 +3,7 @@
 // Each program uses its own part of this.
 #![allow(dead_code)]
 
+pub(crate) mod browser;
 pub(crate) mod image_server;
 pub(crate) mod rig;
 pub(crate) mod sdk;

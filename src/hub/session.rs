@@ -60,6 +60,10 @@ const SHORT_LIVED_IN_A_ROW: u32 = 3;
 /// How often the clock is looked at while it is wrong or may have been set.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often while a connection stands: then nothing waits for it, and a new token is due within minutes at
+/// the earliest.
+const CLOCK_INTERVAL_STANDING: Duration = Duration::from_secs(30);
+
 /// How often a reason that stays the same is said in the log.
 const REMIND: Duration = Duration::from_secs(600);
 

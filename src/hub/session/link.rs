@@ -28,7 +28,8 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::{
-    CLOCK_INTERVAL, Command, HubEvent, MethodCall, MethodReply, SessionError, Task, error::Cause,
+    CLOCK_INTERVAL_STANDING, Command, HubEvent, MethodCall, MethodReply, SessionError, Task,
+    error::Cause,
 };
 use crate::{
     hub::{
@@ -159,7 +160,7 @@ impl<'a> Link<'a> {
             patches: HashSet::new(),
             renew_at: now + renew_after,
             force_at: now + life.mul_f64(0.95),
-            next_tick: now + CLOCK_INTERVAL,
+            next_tick: now + CLOCK_INTERVAL_STANDING,
             task,
         };
         let end = match link.hold().await {
@@ -245,7 +246,7 @@ impl<'a> Link<'a> {
             self.start_read(now)?;
         }
         if self.next_tick <= now {
-            self.next_tick = now + CLOCK_INTERVAL;
+            self.next_tick = now + CLOCK_INTERVAL_STANDING;
             if self.task.clock.jumped((self.task.options.clock)(), now) {
                 info!("the clock was set; renewing the hub connection at a quiet moment");
                 self.renew_at = now;

@@ -3,9 +3,12 @@
 // Each program uses its own part of this.
 #![allow(dead_code)]
 
+pub(crate) mod figures;
 pub(crate) mod image_server;
+pub(crate) mod process;
 pub(crate) mod rig;
 pub(crate) mod sdk;
 pub(crate) mod skip;
+pub(crate) mod story;
 
 pub(crate) use self::skip::skipped;

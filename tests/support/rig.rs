@@ -18,9 +18,9 @@ use fwupdated::{
     update::{digest::Sha256, slot::Slot},
 };
 use iothub_emulator::{Emulator, Options};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::image_server::ImageServer;
+use super::{image_server::ImageServer, story};
 
 /// What the hub calls the device.
 pub(crate) const DEVICE: &str = "pi-01";
@@ -198,38 +198,11 @@ impl Rig {
 
     /// Every status word that the twin has shown, in order, without repeats.
     pub(crate) fn words(&self, update_id: &str) -> Vec<String> {
-        let mut document = json!({});
-        let mut words: Vec<String> = Vec::new();
-        for entry in self.emulator.reported_history(DEVICE) {
-            merge(&mut document, &entry["patch"]);
-            let section = &document["iothubDM"]["firmwareUpdate"];
-            if let (Some(id), Some(word)) =
-                (section["updateId"].as_str(), section["status"].as_str())
-                && id == update_id
-                && words.last().map(String::as_str) != Some(word)
-            {
-                words.push(word.to_owned());
-            }
-        }
+        let updates = story::shown(&self.emulator.reported_history(DEVICE));
+        let of_this = updates.into_iter().filter(|shown| shown.id == update_id);
+        let mut words: Vec<_> = of_this.flat_map(|shown| shown.words).collect();
+        words.dedup();
         words
-    }
-}
-
-/// The hub's merge rule, as far as the tests need it.
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else { return };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    let Value::Object(target) = target else {
-        return;
-    };
-    for (key, value) in patch {
-        match value {
-            Value::Null => drop(target.remove(key)),
-            Value::Object(_) => merge(target.entry(key.clone()).or_insert(Value::Null), value),
-            other => drop(target.insert(key.clone(), other.clone())),
-        }
     }
 }
 

@@ -1,0 +1,249 @@
+//! The life of a large fleet in figures: all devices connect, answer a method, run an update, and come back
+//! after an outage. Every update must end in its twin, its stages in order.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use iothub_emulator::Ready;
+use serde_json::json;
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use super::{
+    Called, Fleet, Service, configuration,
+    device::{Fate, Tally, Timetable},
+};
+use crate::support::{
+    figures::{Figures, number},
+    process::Sample,
+    story,
+};
+
+/// How a fleet is driven.
+pub(crate) struct Plan {
+    /// Over what time the first connections are spread.
+    pub(crate) start_delay: Duration,
+    /// How many methods are called at a time.
+    pub(crate) callers: usize,
+    pub(crate) timetable: Timetable,
+    /// How long the hub is away.
+    pub(crate) outage: Duration,
+    /// `hub.reconnect_max`, `report.*` and so on, where the defaults are not wanted.
+    pub(crate) settings: &'static [(&'static str, &'static str)],
+    /// The longest wait for anything.
+    pub(crate) patience: Duration,
+    /// Holds the emulator; its memory is printed, if it is another process.
+    pub(crate) emulator: Option<u32>,
+}
+
+/// What was seen.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) devices: usize,
+    lines: Vec<String>,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+impl Outcome {
+    fn say(&mut self, line: String) {
+        eprintln!("{line}");
+        self.lines.push(line);
+    }
+
+    fn memory(&mut self, when: &str, plan: &Plan, before: &(Sample, Option<Sample>)) {
+        let each = |now: u64, before: u64| {
+            number(now.saturating_sub(before) as f64 / 1024.0 / self.devices as f64)
+        };
+        let (own, emulator) = samples(plan);
+        let mut line = format!(
+            "memory {when:<32} devices' side {:>7} KiB each",
+            each(own.resident, before.0.resident)
+        );
+        if let (Some(now), Some(before)) = (emulator, before.1) {
+            line.push_str(&format!(
+                "   emulator {:>7} KiB each ({} MiB)",
+                each(now.resident, before.resident),
+                now.resident >> 20
+            ));
+        }
+        self.say(line);
+    }
+}
+
+/// This process, and the emulator's if it is another one.
+fn samples(plan: &Plan) -> (Sample, Option<Sample>) {
+    let own = Sample::of(std::process::id()).expect("this process can be looked at");
+    (own, plan.emulator.and_then(Sample::of))
+}
+
+/// Runs the whole plan with every device that `ready` names.
+///
+/// # Panics
+/// When an update does not end, or does not end as it should.
+pub(crate) async fn run(plan: &Plan, ready: &Ready) -> Outcome {
+    let devices: Arc<Vec<String>> = Arc::new(ready.devices.keys().cloned().collect());
+    let count = devices.len();
+    let service = Service::new(ready);
+    let began = Instant::now();
+    let before = samples(plan);
+    let mut outcome = Outcome {
+        devices: count,
+        ..Outcome::default()
+    };
+
+    let fleet = Fleet::start(
+        ready,
+        |_| true,
+        configuration(plan.settings),
+        plan.timetable,
+        plan.start_delay,
+        Duration::from_secs(3600),
+    );
+    let all_connected = |tally: &Tally| tally.connected.load(Relaxed) == count;
+    assert!(fleet.until(plan.patience, all_connected).await);
+    outcome.say(format!(
+        "{count} devices connected in {} s (their starts spread over {} s)",
+        number(began.elapsed().as_secs_f64()),
+        plan.start_delay.as_secs()
+    ));
+    // The first report of each.
+    sleep(Duration::from_secs(3)).await;
+    outcome.memory("connected, idle", plan, &before);
+
+    let status = call_all(plan, &service, &devices, "firmwareUpdateStatus").await;
+    outcome.say(Figures::millis(&status).latencies("firmwareUpdateStatus, idle fleet"));
+
+    let asked = Instant::now();
+    let started = call_all(plan, &service, &devices, "firmwareUpdate").await;
+    outcome.say(Figures::millis(&started).latencies("firmwareUpdate, all devices"));
+    let all_ended = |tally: &Tally| tally.delivered.load(Relaxed) == count;
+    assert!(
+        fleet.until(plan.patience, all_ended).await,
+        "only {} of {count} updates have told their end",
+        fleet.tally.delivered.load(Relaxed)
+    );
+    outcome.say(format!(
+        "{count} updates ended {} s after the first call (each takes {} s on its device)",
+        number(asked.elapsed().as_secs_f64()),
+        number(longest(plan).as_secs_f64()),
+    ));
+    let patches = check_stories(&service, &devices).await;
+    outcome.say(format!(
+        "every twin shows applyComplete, its stages in order; patches of a device: minimum {}, median {}, maximum {}",
+        patches.least(),
+        patches.median(),
+        patches.most()
+    ));
+    outcome.memory("after the updates", plan, &before);
+
+    let asked = Instant::now();
+    let rows = service
+        .query("SELECT properties.reported.iothubDM.firmwareUpdate.status AS s, COUNT() AS n FROM devices GROUP BY properties.reported.iothubDM.firmwareUpdate.status")
+        .await;
+    assert_eq!(rows, json!([{"s": "applyComplete", "n": count}]));
+    outcome.say(format!(
+        "a GROUP BY query over the fleet takes {} ms",
+        number(asked.elapsed().as_secs_f64() * 1000.0)
+    ));
+
+    storm(plan, &service, &fleet, &mut outcome).await;
+    outcome.memory("after the outage", plan, &before);
+    let stopping = Instant::now();
+    fleet.stop().await;
+    outcome.say(format!(
+        "every device said goodbye in {} s; the whole run took {} s",
+        number(stopping.elapsed().as_secs_f64()),
+        number(began.elapsed().as_secs_f64())
+    ));
+    outcome
+}
+
+/// What an update takes on its device.
+fn longest(plan: &Plan) -> Duration {
+    plan.timetable.stage * 5 + plan.timetable.download + plan.timetable.reboot
+}
+
+/// Calls `method` on every device, so many at a time; how long each answer took.
+async fn call_all(
+    plan: &Plan,
+    service: &Service,
+    devices: &Arc<Vec<String>>,
+    method: &'static str,
+) -> Vec<Duration> {
+    let slots = Arc::new(Semaphore::new(plan.callers));
+    let mut calls = JoinSet::new();
+    for number in 0..devices.len() {
+        let (service, devices, slots) = (service.clone(), devices.clone(), slots.clone());
+        calls.spawn(async move {
+            let _slot = slots.acquire().await.expect("never closed");
+            let device = &devices[number];
+            let payload = json!({"fwPackageUri": Fate::Complete.address(number), "updateId": format!("update-{number}")});
+            let asked = Instant::now();
+            let called = service.call(device, method, payload).await;
+            assert!(
+                matches!(called, Called::Answered(200, _)),
+                "{method} of {device}: {called:?}"
+            );
+            asked.elapsed()
+        });
+    }
+    calls.join_all().await
+}
+
+/// Reads back what each twin has shown; the number of patches of each device.
+async fn check_stories(service: &Service, devices: &[String]) -> Figures {
+    let mut patches = Vec::with_capacity(devices.len());
+    for (number, device) in devices.iter().enumerate() {
+        let history = service.history(device).await;
+        let expected = (format!("update-{number}"), Fate::Complete.word().to_owned());
+        if let Some(fault) = story::fault(&history, &[expected]) {
+            panic!("{device}: {fault}");
+        }
+        patches.push(history.len() as f64);
+    }
+    Figures::new(patches)
+}
+
+/// The hub goes away and comes back: when are how many devices back?
+async fn storm(plan: &Plan, service: &Service, fleet: &Fleet, outcome: &mut Outcome) {
+    let count = outcome.devices;
+    let connects = fleet.tally.connects.load(Relaxed);
+    service
+        .tell(&format!("outage?seconds={}", plan.outage.as_secs()))
+        .await;
+    let away = Instant::now();
+    let all_gone = |tally: &Tally| tally.connected.load(Relaxed) == 0;
+    assert!(
+        fleet.until(plan.outage, all_gone).await,
+        "the hub went away"
+    );
+    sleep(plan.outage.saturating_sub(away.elapsed())).await;
+    let back = Instant::now();
+    let mut times = Vec::new();
+    for share in [50, 90, 99, 100] {
+        let wanted = (count * share).div_ceil(100);
+        let enough = |tally: &Tally| tally.connected.load(Relaxed) >= wanted;
+        assert!(fleet.until(plan.patience, enough).await);
+        times.push(format!(
+            "{share} % after {} s",
+            number(back.elapsed().as_secs_f64())
+        ));
+    }
+    outcome.say(format!(
+        "an outage of {} s: back are {}; {} connections for {count} devices",
+        plan.outage.as_secs(),
+        times.join(", "),
+        fleet.tally.connects.load(Relaxed) - connects
+    ));
+}

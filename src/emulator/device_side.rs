@@ -3,11 +3,11 @@
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Packet, PubAck, Publish, SubAck, SubscribeReasonCode, UnsubAck};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::clock;
 use crate::faults::{Faults, TwinAnswer};
-use crate::hub::{Device, Hub, Link, Outgoing};
+use crate::hub::{Device, Hub, Link, Outgoing, Reported};
 use crate::hub_error::{HubError, Kind};
 use crate::topics::{self, Filter, Upstream};
 
@@ -200,8 +200,11 @@ impl Device {
         let now = clock::stamp();
         let version = self.record.twin.report(&patch, version, &now)?;
         self.touch(false);
-        self.reported_history
-            .push(json!({ "time": now, "version": version, "patch": patch }));
+        self.reported_history.push(Reported {
+            time: now,
+            version,
+            patch: String::from_utf8_lossy(payload).into(),
+        });
         Ok(version)
     }
 

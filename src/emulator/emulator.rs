@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
-use crate::hub::{Hub, IfMatch};
+use crate::hub::{Device, Hub, IfMatch};
 use crate::hub_error::HubError;
 use crate::listen;
 use crate::methods::{Call, MethodAnswer};
@@ -232,7 +232,7 @@ impl Emulator {
     pub fn reported_history(&self, device: &str) -> Vec<Value> {
         let state = self.hub.lock();
         let device = state.devices.get(device);
-        device.map_or_else(Vec::new, |device| device.reported_history.clone())
+        device.map_or_else(Vec::new, Device::reported_history)
     }
 
     /// The last 100 telemetry messages of `device`:

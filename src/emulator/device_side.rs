@@ -69,6 +69,7 @@ impl Hub {
                 for (filter, qos) in &granted {
                     device.subscribe(*filter, *qos as u8);
                 }
+                device.arrival.notify_waiters();
                 self.save(&device.record);
                 let codes = granted
                     .iter()

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::clock;
 use crate::faults::Faults;
@@ -56,6 +56,9 @@ pub(crate) struct Tokens {
 pub(crate) struct Device {
     pub(crate) record: Record,
     pub(crate) link: Option<Link>,
+    /// Wakes who waits for the device to connect and to listen for methods. One for each device: a fleet changes
+    /// all the time, and thousands may wait.
+    pub(crate) arrival: Arc<Notify>,
     pub(crate) connects: u64,
     pub(crate) refusals: u64,
     pub(crate) reported_history: Vec<Reported>,
@@ -122,6 +125,7 @@ impl Device {
         Self {
             record,
             link: None,
+            arrival: Arc::default(),
             connects: 0,
             refusals: 0,
             reported_history: Vec::new(),
@@ -361,6 +365,7 @@ impl Hub {
         let device = state.device_mut(id)?;
         condition.check(&device.record.identity.etag, "the device's etag")?;
         device.close("the device was deleted");
+        device.arrival.notify_waiters();
         state.devices.remove(id);
         if let Some(store) = &self.store {
             store.remove_device(id);

@@ -145,12 +145,27 @@ impl Service {
 
     /// Calls a direct method and waits for the device's answer.
     pub(crate) async fn call(&self, device: &str, method: &str, payload: Value) -> Called {
+        self.call_within(0, device, method, payload).await
+    }
+
+    /// The same, waiting so many seconds for the device to be there.
+    pub(crate) async fn call_within(
+        &self,
+        seconds: u64,
+        device: &str,
+        method: &str,
+        payload: Value,
+    ) -> Called {
         let url = format!(
             "{}/twins/{device}/methods?api-version=2021-04-12",
             self.base
         );
-        let body =
-            json!({"methodName": method, "payload": payload, "responseTimeoutInSeconds": 30});
+        let body = json!({
+            "methodName": method,
+            "payload": payload,
+            "connectTimeoutInSeconds": seconds,
+            "responseTimeoutInSeconds": 30,
+        });
         let request = self.client.post(url).header("Authorization", &self.token);
         let Ok(response) = request.json(&body).send().await else {
             return Called::Unreachable;
@@ -163,6 +178,14 @@ impl Service {
             ),
             Ok(_) | Err(_) => Called::Refused(status),
         }
+    }
+
+    /// Takes a device out of the registry.
+    pub(crate) async fn delete(&self, device: &str) {
+        let url = format!("{}/devices/{device}?api-version=2021-04-12", self.base);
+        let request = self.client.delete(url).header("Authorization", &self.token);
+        let response = request.header("If-Match", "*").send().await.unwrap();
+        assert!(response.status().is_success(), "{response:?}");
     }
 
     /// Runs a query of the twins.

@@ -6,6 +6,7 @@
 pub(crate) mod figures;
 pub(crate) mod image_server;
 pub(crate) mod process;
+pub(crate) mod random;
 pub(crate) mod rig;
 pub(crate) mod sdk;
 pub(crate) mod skip;

@@ -106,12 +106,17 @@ pub(crate) struct Image {
 impl Rig {
     /// Starts hub and image server in `dir` and makes a signing key.
     pub(crate) async fn start(dir: &Path) -> Self {
+        Self::start_with(dir, Options::default()).await
+    }
+
+    /// The same, with a hub that knows other devices too.
+    pub(crate) async fn start_with(dir: &Path, options: Options) -> Self {
         tls::install_provider();
         fs::create_dir_all(dir).unwrap();
         let options = Options {
             state: Some(dir.join("hub")),
             wire_log: Some(dir.join("wire.log")),
-            ..Options::default().device(DEVICE)
+            ..options.device(DEVICE)
         };
         let emulator = Emulator::start(options).await.expect("the emulator starts");
         let server = ImageServer::start();
@@ -466,6 +471,16 @@ os_release = "{dir}/os-release"
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(&file, mode).unwrap();
         file
+    }
+
+    /// The name of the machine's state that is on disk.
+    pub(crate) fn state(&self) -> String {
+        let text = fs::read_to_string(self.dir.join("state/state.json")).unwrap_or_default();
+        let saved: Value = serde_json::from_str(&text).unwrap_or_default();
+        saved["machine"]["state"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no machine in {text}"))
+            .to_owned()
     }
 
     /// Whether the daemon asked for a reboot that was not carried out yet.

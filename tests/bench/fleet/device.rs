@@ -61,6 +61,8 @@ pub(crate) struct Tally {
     pub(crate) connected: AtomicUsize,
     /// Times that a connection stood.
     pub(crate) connects: AtomicUsize,
+    /// Of these, connections that took the place of one whose token was about to expire.
+    pub(crate) renewals: AtomicUsize,
     /// Last words that the hub has.
     pub(crate) delivered: AtomicUsize,
     /// Updates that were accepted, as `device/update`.
@@ -243,10 +245,11 @@ impl Device {
                 } else if self.hub.connected && !hub.connected {
                     self.tally.connected.fetch_sub(1, Relaxed);
                 }
-                // A renewal says "connected" again.
-                self.tally
-                    .connects
-                    .fetch_add(usize::from(hub.connected), Relaxed);
+                let renewed = hub.connected && self.hub.connected;
+                let count =
+                    |counter: &AtomicUsize, yes| counter.fetch_add(usize::from(yes), Relaxed);
+                count(&self.tally.connects, hub.connected);
+                count(&self.tally.renewals, renewed);
                 self.hub = hub;
             }
         }
@@ -268,6 +271,10 @@ impl Device {
             .update_id
             .clone()
             .expect("the fleet names its updates");
+        // A caller who got no answer may ask again, even after the end.
+        if self.tally.has_accepted(self.id(), &id) {
+            return Answer::started(&id);
+        }
         self.tally.accept(self.id(), &id);
         let answer = Answer::started(&id);
         (self.fate, self.tried) = (Fate::of(request), false);

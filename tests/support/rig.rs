@@ -221,6 +221,8 @@ pub(crate) struct Device {
     pub(crate) boots: u32,
     /// What the daemon logs.
     pub(crate) log_filter: String,
+    /// A program and its arguments that starts the daemon in its place (`env NAME=VALUE`, `ip netns exec NAME`).
+    pub(crate) launcher: Vec<String>,
     /// Told of each boot; the demo prints it.
     pub(crate) on_boot: Option<Box<dyn FnMut(u32, Slot)>>,
 }
@@ -273,6 +275,7 @@ impl Device {
             daemon: None,
             boots: 0,
             log_filter: "info,fwupdated=debug".to_owned(),
+            launcher: Vec::new(),
             on_boot: None,
         };
         fs::write(&env, vec![0xff; 0x8000]).unwrap();
@@ -419,7 +422,13 @@ os_release = "{dir}/os-release"
             .append(true)
             .open(self.log_file())
             .unwrap();
-        let daemon = Command::new(program("fwupdated"))
+        let mut words = self
+            .launcher
+            .iter()
+            .map(PathBuf::from)
+            .chain([program("fwupdated")]);
+        let daemon = Command::new(words.next().expect("at least the daemon"))
+            .args(words)
             .arg("--config")
             .arg(self.config())
             .env("FWUPDATED_LOG", &self.log_filter)

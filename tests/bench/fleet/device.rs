@@ -38,7 +38,8 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-/// How often the updater publishes progress.
+/// How often the updater publishes progress at most; twenty times in a long download, which is more often than
+/// the reporter sends it.
 const TICK: Duration = Duration::from_millis(500);
 /// What the image holds, as the twin shows it.
 const IMAGE: u64 = 512 << 20;
@@ -301,6 +302,7 @@ impl Device {
     /// The update's next step.
     fn step(&mut self) -> Next {
         let (stage_time, download) = (self.timetable.stage, self.timetable.download);
+        let tick = (download / 20).max(TICK);
         self.due = Some(Instant::now() + stage_time);
         let Some(update) = &mut self.update else {
             self.due = None;
@@ -316,7 +318,7 @@ impl Device {
                 update.times.downloading = now;
                 update.progress.bytes_total = IMAGE;
                 self.began = Instant::now();
-                self.due = Some(self.began + TICK);
+                self.due = Some(self.began + tick);
             }
             (Stage::Downloading, _) if self.began.elapsed() < download => {
                 let share = self.began.elapsed().div_duration_f64(download);
@@ -324,7 +326,7 @@ impl Device {
                 let progress = &mut update.progress;
                 (progress.bytes_done, progress.bytes_downloaded) = (done, done / 3);
                 progress.bytes_written = done;
-                self.due = Some(Instant::now() + TICK);
+                self.due = Some(Instant::now() + tick);
             }
             (Stage::Downloading, _) => {
                 update.stage = Stage::DownloadComplete;

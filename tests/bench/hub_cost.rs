@@ -3,6 +3,9 @@
 //!
 //! The real daemon works with the emulator over a cable with counters ([`wire`]). Nothing is asserted about the figures.
 
+// A benchmark says its figures.
+#![allow(clippy::print_stdout)]
+
 mod fleet;
 #[path = "../support/mod.rs"]
 mod support;

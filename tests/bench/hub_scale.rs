@@ -75,7 +75,7 @@ async fn emulator(devices: usize) {
     }
     let emulator = Emulator::start(options).await.expect("the emulator starts");
     let line = serde_json::to_string(emulator.ready()).unwrap();
-    writeln!(std::io::stdout(), "{line}").unwrap();
+    writeln!(std::io::stdout().lock(), "{line}").unwrap();
     let end = || std::io::stdin().read_to_end(&mut Vec::new());
     let _ = tokio::task::spawn_blocking(end).await;
     // Not `stop`: nobody waits for ten thousand goodbyes.

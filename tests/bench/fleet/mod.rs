@@ -125,9 +125,9 @@ impl Service {
     /// With the rights of the emulator's owner, for a day.
     pub(crate) fn new(ready: &Ready) -> Self {
         let part = |name: &str| {
-            let parts = ready.service_connection_string.split(';');
-            let value = parts.filter_map(|part| part.strip_prefix(name)?.strip_prefix('='));
-            value.last().unwrap_or_default().to_owned()
+            let mut parts = ready.service_connection_string.split(';');
+            let value = parts.find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+            value.unwrap_or_default().to_owned()
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let token = iothub_emulator::sign(

@@ -2,7 +2,6 @@
 //! after an outage. Every update must end in its twin, its stages in order.
 
 use std::{
-    fmt,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -45,43 +44,23 @@ pub(crate) struct Plan {
     pub(crate) emulator: Option<u32>,
 }
 
-/// What was seen.
-#[derive(Default)]
-pub(crate) struct Outcome {
-    pub(crate) devices: usize,
-    lines: Vec<String>,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))
+/// Prints what a device takes.
+fn print_memory(when: &str, plan: &Plan, devices: usize, before: &(Sample, Option<Sample>)) {
+    let each =
+        |now: u64, before: u64| number(now.saturating_sub(before) as f64 / 1024.0 / devices as f64);
+    let (own, emulator) = samples(plan);
+    let mut line = format!(
+        "memory {when:<32} devices' side {:>7} KiB each",
+        each(own.resident, before.0.resident)
+    );
+    if let (Some(now), Some(before)) = (emulator, before.1) {
+        line.push_str(&format!(
+            "   emulator {:>7} KiB each ({} MiB)",
+            each(now.resident, before.resident),
+            now.resident >> 20
+        ));
     }
-}
-
-impl Outcome {
-    fn say(&mut self, line: String) {
-        eprintln!("{line}");
-        self.lines.push(line);
-    }
-
-    fn memory(&mut self, when: &str, plan: &Plan, before: &(Sample, Option<Sample>)) {
-        let each = |now: u64, before: u64| {
-            number(now.saturating_sub(before) as f64 / 1024.0 / self.devices as f64)
-        };
-        let (own, emulator) = samples(plan);
-        let mut line = format!(
-            "memory {when:<32} devices' side {:>7} KiB each",
-            each(own.resident, before.0.resident)
-        );
-        if let (Some(now), Some(before)) = (emulator, before.1) {
-            line.push_str(&format!(
-                "   emulator {:>7} KiB each ({} MiB)",
-                each(now.resident, before.resident),
-                now.resident >> 20
-            ));
-        }
-        self.say(line);
-    }
+    eprintln!("{line}");
 }
 
 /// This process, and the emulator's if it is another one.
@@ -94,17 +73,12 @@ fn samples(plan: &Plan) -> (Sample, Option<Sample>) {
 ///
 /// # Panics
 /// When an update does not end, or does not end as it should.
-pub(crate) async fn run(plan: &Plan, ready: &Ready) -> Outcome {
+pub(crate) async fn run(plan: &Plan, ready: &Ready) {
     let devices: Arc<Vec<String>> = Arc::new(ready.devices.keys().cloned().collect());
     let count = devices.len();
     let service = Service::new(ready);
     let began = Instant::now();
     let before = samples(plan);
-    let mut outcome = Outcome {
-        devices: count,
-        ..Outcome::default()
-    };
-
     let fleet = Fleet::start(
         ready,
         |_| true,
@@ -115,61 +89,66 @@ pub(crate) async fn run(plan: &Plan, ready: &Ready) -> Outcome {
     );
     let all_connected = |tally: &Tally| tally.connected.load(Relaxed) == count;
     assert!(fleet.until(plan.patience, all_connected).await);
-    outcome.say(format!(
+    eprintln!(
         "{count} devices connected in {} s (their starts spread over {} s)",
         number(began.elapsed().as_secs_f64()),
         plan.start_delay.as_secs()
-    ));
+    );
     // The first report of each.
     sleep(Duration::from_secs(3)).await;
-    outcome.memory("connected, idle", plan, &before);
+    print_memory("connected, idle", plan, count, &before);
 
     let status = call_all(plan, &service, &devices, "firmwareUpdateStatus").await;
-    outcome.say(Figures::millis(&status).latencies("firmwareUpdateStatus, idle fleet"));
+    eprintln!(
+        "{}",
+        Figures::millis(&status).latencies("firmwareUpdateStatus, idle fleet")
+    );
 
     let asked = Instant::now();
     let started = call_all(plan, &service, &devices, "firmwareUpdate").await;
-    outcome.say(Figures::millis(&started).latencies("firmwareUpdate, all devices"));
+    eprintln!(
+        "{}",
+        Figures::millis(&started).latencies("firmwareUpdate, all devices")
+    );
     let all_ended = |tally: &Tally| tally.delivered.load(Relaxed) == count;
     assert!(
         fleet.until(plan.patience, all_ended).await,
         "only {} of {count} updates have told their end",
         fleet.tally.delivered.load(Relaxed)
     );
-    outcome.say(format!(
+    eprintln!(
         "{count} updates ended {} s after the first call (each takes {} s on its device)",
         number(asked.elapsed().as_secs_f64()),
         number(longest(plan).as_secs_f64()),
-    ));
+    );
     let patches = check_stories(&service, &devices).await;
-    outcome.say(format!(
+    eprintln!(
         "every twin shows applyComplete, its stages in order; patches of a device: minimum {}, median {}, maximum {}",
         patches.least(),
         patches.median(),
         patches.most()
-    ));
-    outcome.memory("after the updates", plan, &before);
+    );
+    print_memory("after the updates", plan, count, &before);
 
     let asked = Instant::now();
     let rows = service
         .query("SELECT properties.reported.iothubDM.firmwareUpdate.status AS s, COUNT() AS n FROM devices GROUP BY properties.reported.iothubDM.firmwareUpdate.status")
         .await;
     assert_eq!(rows, json!([{"s": "applyComplete", "n": count}]));
-    outcome.say(format!(
+    eprintln!(
         "a GROUP BY query over the fleet takes {} ms",
         number(asked.elapsed().as_secs_f64() * 1000.0)
-    ));
+    );
 
-    storm(plan, &service, &fleet, &mut outcome).await;
-    outcome.memory("after the outage", plan, &before);
+    storm(plan, &service, &fleet, count).await;
+    print_memory("after the outage", plan, count, &before);
     let stopping = Instant::now();
     fleet.stop().await;
-    outcome.say(format!(
+    eprintln!(
         "every device said goodbye in {} s; the whole run took {} s",
         number(stopping.elapsed().as_secs_f64()),
         number(began.elapsed().as_secs_f64())
-    ));
-    outcome
+    );
 }
 
 /// What an update takes on its device.
@@ -232,8 +211,7 @@ async fn check_stories(service: &Service, devices: &[String]) -> Figures {
 }
 
 /// The hub goes away and comes back: when are how many devices back?
-async fn storm(plan: &Plan, service: &Service, fleet: &Fleet, outcome: &mut Outcome) {
-    let count = outcome.devices;
+async fn storm(plan: &Plan, service: &Service, fleet: &Fleet, count: usize) {
     let connects = fleet.tally.connects.load(Relaxed);
     service
         .tell(&format!("outage?seconds={}", plan.outage.as_secs()))
@@ -256,10 +234,10 @@ async fn storm(plan: &Plan, service: &Service, fleet: &Fleet, outcome: &mut Outc
             number(back.elapsed().as_secs_f64())
         ));
     }
-    outcome.say(format!(
+    eprintln!(
         "an outage of {} s: back are {}; {} connections for {count} devices",
         plan.outage.as_secs(),
         times.join(", "),
         fleet.tally.connects.load(Relaxed) - connects
-    ));
+    );
 }

@@ -20,6 +20,11 @@ demo: ## Run the main job on this machine: one update that succeeds, one that is
 test: setup ## Run every check: format, lints, dependencies, all tests
 	@tests/run.sh
 
+.PHONY: bench-hub
+bench-hub: ## Measure the hub connection: traffic, wake-ups, memory (as root), and ten thousand devices at once (10 minutes)
+	@cargo bench --locked --bench hub_cost
+	@cargo bench --locked --bench hub_scale
+
 .PHONY: lint
 lint: ## Format, clippy and dependency checks only
 	@tests/run.sh --lint

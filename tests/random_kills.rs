@@ -14,7 +14,10 @@ use std::{
 
 use fwupdated::update::slot::Slot;
 use serde_json::{Value, json};
-use support::rig::{Device, Image, Rig, noise};
+use support::{
+    random::{Random, number, seed},
+    rig::{Device, Image, Rig, noise},
+};
 
 const SLOT: u64 = 8 << 20;
 /// Kills of one update; then it may end in peace.
@@ -31,27 +34,6 @@ const STATES: [&str; 9] = [
     "trial",
     "confirming",
 ];
-
-/// A small generator of numbers (splitmix64): a test needs no better one.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
 
 /// What must be true whenever the power is off.
 fn assert_safe(device: &Device, old: &[u8], new: &Image, before: Slot, seed: u64) {
@@ -77,22 +59,12 @@ fn assert_safe(device: &Device, old: &[u8], new: &Image, before: Slot, seed: u64
     }
 }
 
-/// The machine's state that is on disk.
-fn state(device: &Device) -> String {
-    let text = fs::read_to_string(device.dir.join("state/state.json")).unwrap_or_default();
-    let saved: Value = serde_json::from_str(&text).unwrap_or_default();
-    saved["machine"]["state"]
-        .as_str()
-        .unwrap_or_else(|| panic!("no machine in {text}"))
-        .to_owned()
-}
-
 /// Lives on, reboots included, until the machine is in `wanted` or the update has ended; not for ever, since a
 /// state may have passed unseen.
 async fn until_state(device: &mut Device, wanted: &str) {
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(2) {
-        let now = state(device);
+        let now = device.state();
         if now == wanted || now == "idle" {
             break;
         }
@@ -128,7 +100,7 @@ async fn installed_with_kills(
             tokio::time::sleep(Duration::from_micros(random.below(3000))).await;
         }
         device.kill();
-        let hit = state(device);
+        let hit = device.state();
         let ended = hit == "idle";
         // A kill after the end can still lose the last word, but it does not count.
         kills += u32::from(!ended);
@@ -152,12 +124,7 @@ async fn installed_with_kills(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_kills_end_in_a_confirmed_slot_or_a_true_failure() {
     let wanted = u32::try_from(number("KILLS").unwrap_or(100)).unwrap();
-    let seed = number("KILL_SEED").unwrap_or_else(|| {
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap();
-        now.as_nanos() as u64
-    });
+    let seed = seed("KILL_SEED");
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(dir.path()).await;

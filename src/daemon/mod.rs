@@ -147,7 +147,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
         inbox,
     );
     let heartbeat = updater.heartbeat();
-    let updater = tokio::spawn(updater.run(stop.clone()));
+    let mut updater = tokio::spawn(updater.run(stop.clone()));
     // What the first look at the board finds is the first thing that anyone hears.
     let mut first_look = published.clone();
     let _ = tokio::time::timeout(FIRST_LOOK, first_look.changed()).await;
@@ -173,17 +173,20 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     ));
 
     let ended_early = tokio::select! {
-        () = signals.wait() => false,
-        () = wait_for(&updater) => true,
+        () = signals.wait() => None,
+        ended = &mut updater => Some(ended),
     };
     service_manager::stopping();
     stop_sender.send_replace(true);
     let ends = async {
         let _ = link.await;
-        updater.await
+        match ended_early {
+            Some(ended) => (true, ended),
+            None => (false, updater.await),
+        }
     };
     // A medium that does not answer must not hold the shutdown up: what counts is on disk, or was never told.
-    let Ok(ended) = tokio::time::timeout(STOP_LIMIT, ends).await else {
+    let Ok((ended_early, ended)) = tokio::time::timeout(STOP_LIMIT, ends).await else {
         warn!(
             "what was under way did not stop within {} s; ending without it",
             STOP_LIMIT.as_secs()
@@ -199,12 +202,5 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
             crate::update::failure::Class::Final,
             format!("the updater task ended unexpectedly ({ended:?}); report this as a bug"),
         )),
-    }
-}
-
-/// Returns when `task` has ended, without taking its result.
-async fn wait_for<T>(task: &tokio::task::JoinHandle<T>) {
-    while !task.is_finished() {
-        tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }

@@ -45,6 +45,9 @@ use crate::{
 
 /// How often progress is published while an image is installed, and a failed save is tried again.
 const TICK: Duration = Duration::from_millis(500);
+/// How often the loop turns when nothing is under way and nothing is wrong: only to show that it does, well within
+/// the watchdog's patience. Each turn is a wake-up of an idle device.
+const CALM_TICK: Duration = Duration::from_secs(10);
 /// A preflight touches files only; one that takes longer means a medium in trouble, and the caller of a
 /// method is answered within a second.
 const PREFLIGHT_LIMIT: Duration = Duration::from_millis(800);
@@ -196,15 +199,18 @@ impl Updater {
     /// on from the saved state.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         self.resume().await;
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticked = Instant::now();
         loop {
             self.heartbeat.beat();
+            let pace = if self.is_calm() { CALM_TICK } else { TICK };
             tokio::select! {
                 () = raised(&mut stop) => break,
                 Some(command) = self.commands.recv() => self.handle(command).await,
                 report = self.actions.next() => self.hear(report).await,
-                _ = tick.tick() => self.tick().await,
+                () = tokio::time::sleep_until(ticked + pace) => {
+                    self.tick().await;
+                    ticked = Instant::now();
+                }
             }
             if std::mem::take(&mut self.look_at_desired) {
                 self.follow_desired().await;
@@ -313,6 +319,14 @@ impl Updater {
                 self.publish();
             }
         }
+    }
+
+    /// True when the next tick has nothing to do, unless something happens before.
+    fn is_calm(&self) -> bool {
+        self.saved.machine == State::Idle
+            && self.board.is_ok()
+            && self.unsaved.is_none()
+            && self.held_up.is_none()
     }
 
     async fn tick(&mut self) {

@@ -187,6 +187,7 @@ impl Hub {
                 methods: HashMap::new(),
                 last_rid: 0,
             });
+            device.arrival.notify_waiters();
             device.connects += 1;
             device.touch(true);
             self.save(&device.record);

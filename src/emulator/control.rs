@@ -110,7 +110,7 @@ async fn reported_history(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, HubError> {
     let state = app.hub.lock();
-    Ok(Json(json!(state.device(&id)?.reported_history)))
+    Ok(Json(json!(state.device(&id)?.reported_history())))
 }
 
 async fn telemetry(

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Packet, PubAck, Publish, SubAck, SubscribeReasonCode, UnsubAck};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::clock;
 use crate::fault::FaultKind;
 use crate::faults::Faults;
-use crate::hub::{Device, Hub, Link, Outgoing};
+use crate::hub::{Device, Hub, Link, Outgoing, Reported};
 use crate::hub_error::HubError;
 use crate::throttle::{Meters, Operation};
 use crate::topics::{self, Filter, Upstream};
@@ -99,6 +99,7 @@ impl Hub {
                 for (filter, qos) in &granted {
                     device.subscribe(*filter, *qos as u8);
                 }
+                device.arrival.notify_waiters();
                 self.save(&device.record);
                 let codes = granted
                     .iter()
@@ -297,8 +298,11 @@ impl Device {
         let now = clock::stamp();
         let version = self.record.twin.report(&patch, version, &now)?;
         self.touch(false);
-        self.reported_history
-            .push(json!({ "time": now, "version": version, "patch": patch }));
+        self.reported_history.push(Reported {
+            time: now,
+            version,
+            patch: String::from_utf8_lossy(payload).into(),
+        });
         Ok(version)
     }
 }

@@ -17,7 +17,7 @@ use crate::ca::Ca;
 use crate::configurations::{self, ConfigurationBoard};
 use crate::device_ca::DeviceCas;
 use crate::fault::{Fault, FaultKind, Parameters};
-use crate::hub::{Hub, IfMatch, Parts};
+use crate::hub::{Device, Hub, IfMatch, Parts};
 use crate::hub_error::HubError;
 use crate::jobs::{self, JobBoard, Journal};
 use crate::listen;
@@ -330,7 +330,7 @@ impl Emulator {
     pub fn reported_history(&self, device: &str) -> Vec<Value> {
         let state = self.hub.lock();
         let device = state.devices.get(device);
-        device.map_or_else(Vec::new, |device| device.reported_history.clone())
+        device.map_or_else(Vec::new, Device::reported_history)
     }
 
     /// The last 100 telemetry messages of `device`:

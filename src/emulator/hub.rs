@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -84,14 +84,34 @@ pub(crate) struct Tokens {
 pub(crate) struct Device {
     pub(crate) record: Record,
     pub(crate) link: Option<Link>,
+    /// Wakes who waits for the device to connect and to listen for methods. One for each device: a fleet changes
+    /// all the time, and thousands may wait.
+    pub(crate) arrival: Arc<Notify>,
     pub(crate) connects: u64,
     pub(crate) refusals: u64,
-    pub(crate) reported_history: Vec<Value>,
+    pub(crate) reported_history: Vec<Reported>,
     pub(crate) telemetry: VecDeque<Value>,
     /// The last change of the desired properties: version and what was pushed.
     pub(crate) last_push: Option<(u64, String)>,
     /// When it connected or disconnected last.
     pub(crate) connection_state_updated: String,
+}
+
+/// A reported patch that was accepted. Kept as text: parsed it takes ten times as much memory, and a fleet has many.
+#[derive(Clone)]
+pub(crate) struct Reported {
+    pub(crate) time: String,
+    pub(crate) version: u64,
+    pub(crate) patch: Box<str>,
+}
+
+impl Reported {
+    /// `{"time":…,"version":…,"patch":…}`.
+    pub(crate) fn document(&self) -> Value {
+        // It was parsed when it was accepted.
+        let patch: Value = serde_json::from_str(&self.patch).unwrap_or_default();
+        json!({ "time": self.time, "version": self.version, "patch": patch })
+    }
 }
 
 /// What of a device outlives the program.
@@ -150,6 +170,7 @@ impl Device {
         Self {
             record,
             link: None,
+            arrival: Arc::default(),
             connects: 0,
             refusals: 0,
             reported_history: Vec::new(),
@@ -185,6 +206,13 @@ impl Device {
             }
             None => false,
         }
+    }
+
+    /// Each accepted reported patch, in order: `{"time":…,"version":…,"patch":…}`.
+    pub(crate) fn reported_history(&self) -> Vec<Value> {
+        (self.reported_history.iter())
+            .map(Reported::document)
+            .collect()
     }
 
     fn connection_state(&self) -> &'static str {
@@ -427,6 +455,7 @@ impl Hub {
         let device = state.device_mut(id)?;
         condition.check(&device.record.identity.etag, "the device's etag")?;
         device.close("the device was deleted");
+        device.arrival.notify_waiters();
         state.devices.remove(id);
         if let Some(store) = &self.store {
             store.remove_device(id);

@@ -114,13 +114,15 @@ impl Hub {
     /// Sends the request as soon as the device is there and listens, within the connect timeout.
     async fn reach(&self, device: &str, call: &Call) -> Result<Sent, HubError> {
         let deadline = Instant::now() + call.connect_timeout;
-        let mut changes = self.changes();
         loop {
-            changes.mark_unchanged();
+            // It must listen before the look, or an arrival in between would be missed.
+            let arrival = self.lock().device(device)?.arrival.clone();
+            let mut arrival = std::pin::pin!(arrival.notified());
+            arrival.as_mut().enable();
             if let Some(sent) = self.send_request(device, call)? {
                 return Ok(sent);
             }
-            if timeout_at(deadline, changes.changed()).await.is_err() {
+            if timeout_at(deadline, arrival).await.is_err() {
                 let seconds = call.connect_timeout.as_secs();
                 let timeout = format!("00:{:02}:{:02}", seconds / 60, seconds % 60);
                 return Err(HubError::new(

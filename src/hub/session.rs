@@ -82,6 +82,10 @@ const STANDING: Duration = Duration::from_secs(60);
 /// How often the clock is looked at while it is wrong or may have been set.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often while a connection stands: then nothing waits for it, and a new token is due within minutes at
+/// the earliest.
+const CLOCK_INTERVAL_STANDING: Duration = Duration::from_secs(30);
+
 /// How often the identity is looked at while there is no connection.
 const IDENTITY_INTERVAL: Duration = Duration::from_secs(10);
 

@@ -4,9 +4,13 @@
 #![allow(dead_code)]
 
 pub(crate) mod browser;
+pub(crate) mod figures;
 pub(crate) mod image_server;
+pub(crate) mod process;
+pub(crate) mod random;
 pub(crate) mod rig;
 pub(crate) mod sdk;
 pub(crate) mod skip;
+pub(crate) mod story;
 
 pub(crate) use self::skip::skipped;

@@ -18,9 +18,9 @@ use fwupdated::{
     update::{digest::Sha256, slot::Slot},
 };
 use iothub_emulator::{Emulator, Options};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::image_server::ImageServer;
+use super::{image_server::ImageServer, story};
 
 /// What the hub calls the device.
 pub(crate) const DEVICE: &str = "pi-01";
@@ -173,12 +173,17 @@ pub(crate) fn build_image(
 impl Rig {
     /// Starts hub and image server in `dir` and makes a signing key.
     pub(crate) async fn start(dir: &Path) -> Self {
+        Self::start_with(dir, Options::default()).await
+    }
+
+    /// The same, with a hub that knows other devices too.
+    pub(crate) async fn start_with(dir: &Path, options: Options) -> Self {
         tls::install_provider();
         fs::create_dir_all(dir).unwrap();
         let options = Options {
             state: Some(dir.join("hub")),
             wire_log: Some(dir.join("wire.log")),
-            ..Options::default().device(DEVICE)
+            ..options.device(DEVICE)
         };
         let emulator = Emulator::start(options).await.expect("the emulator starts");
         let server = ImageServer::start();
@@ -247,38 +252,11 @@ impl Rig {
 
     /// Every status word that the twin has shown, in order, without repeats.
     pub(crate) fn words(&self, update_id: &str) -> Vec<String> {
-        let mut document = json!({});
-        let mut words: Vec<String> = Vec::new();
-        for entry in self.emulator.reported_history(DEVICE) {
-            merge(&mut document, &entry["patch"]);
-            let section = &document["iothubDM"]["firmwareUpdate"];
-            if let (Some(id), Some(word)) =
-                (section["updateId"].as_str(), section["status"].as_str())
-                && id == update_id
-                && words.last().map(String::as_str) != Some(word)
-            {
-                words.push(word.to_owned());
-            }
-        }
+        let updates = story::shown(&self.emulator.reported_history(DEVICE));
+        let of_this = updates.into_iter().filter(|shown| shown.id == update_id);
+        let mut words: Vec<_> = of_this.flat_map(|shown| shown.words).collect();
+        words.dedup();
         words
-    }
-}
-
-/// The hub's merge rule, as far as the tests need it.
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else { return };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    let Value::Object(target) = target else {
-        return;
-    };
-    for (key, value) in patch {
-        match value {
-            Value::Null => drop(target.remove(key)),
-            Value::Object(_) => merge(target.entry(key.clone()).or_insert(Value::Null), value),
-            other => drop(target.insert(key.clone(), other.clone())),
-        }
     }
 }
 
@@ -292,6 +270,8 @@ pub(crate) struct Device {
     pub(crate) boots: u32,
     /// What the daemon logs.
     pub(crate) log_filter: String,
+    /// A program and its arguments that starts the daemon in its place (`env NAME=VALUE`, `ip netns exec NAME`).
+    pub(crate) launcher: Vec<String>,
     /// Told of each boot; the demo prints it.
     pub(crate) on_boot: Option<Box<dyn FnMut(u32, Slot)>>,
 }
@@ -351,6 +331,7 @@ impl Device {
             daemon: None,
             boots: 0,
             log_filter: "info,fwupdated=debug".to_owned(),
+            launcher: Vec::new(),
             on_boot: None,
         };
         fs::write(&env, vec![0xff; 0x8000]).unwrap();
@@ -503,7 +484,13 @@ os_release = "{dir}/os-release"
             .append(true)
             .open(self.log_file())
             .unwrap();
-        let daemon = Command::new(program("fwupdated"))
+        let mut words = self
+            .launcher
+            .iter()
+            .map(PathBuf::from)
+            .chain([program("fwupdated")]);
+        let daemon = Command::new(words.next().expect("at least the daemon"))
+            .args(words)
             .arg("--config")
             .arg(self.config())
             .env("FWUPDATED_LOG", &self.log_filter)
@@ -556,6 +543,16 @@ os_release = "{dir}/os-release"
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(&file, mode).unwrap();
         file
+    }
+
+    /// The name of the machine's state that is on disk.
+    pub(crate) fn state(&self) -> String {
+        let text = fs::read_to_string(self.dir.join("state/state.json")).unwrap_or_default();
+        let saved: Value = serde_json::from_str(&text).unwrap_or_default();
+        saved["machine"]["state"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no machine in {text}"))
+            .to_owned()
     }
 
     /// Whether the daemon asked for a reboot that was not carried out yet.

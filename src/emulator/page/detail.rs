@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::stages;
 use super::summary::Summary;
-use crate::hub::Hub;
+use crate::hub::{Hub, Reported};
 use crate::hub_error::HubError;
 use crate::wire_log::redact;
 
@@ -21,12 +21,8 @@ impl Hub {
         let state = self.lock();
         let device = state.device(id)?;
         let history = &device.reported_history;
-        let stages = stages::last_update(
-            history
-                .iter()
-                .skip(history.len().saturating_sub(PATCHES_READ)),
-        );
-        let patches: Vec<_> = history.iter().rev().take(PATCHES).cloned().collect();
+        let read = history.len().saturating_sub(PATCHES_READ);
+        let history = history[read..].to_vec();
         let mut twin = device.record.twin.device_view();
         twin["tags"] = device.record.twin.tags.clone().into();
         let summary = Summary::of(device);
@@ -36,11 +32,12 @@ impl Hub {
             "authentication": identity.credentials.kind(),
             "connections": device.connects,
             "refusals": device.refusals,
-            "stages": stages,
         });
         // What takes longest comes after the hub was let go.
         drop(state);
-        let mut patches = Value::from(patches);
+        let history: Vec<Value> = history.iter().map(Reported::document).collect();
+        detail["stages"] = json!(stages::last_update(history.iter()));
+        let mut patches: Value = history.into_iter().rev().take(PATCHES).collect();
         clean(&mut twin);
         clean(&mut patches);
         detail["twin"] = twin;

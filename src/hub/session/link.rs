@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::{
-    Attempt, CLOCK_INTERVAL, Command, HubEvent, Identity, MethodCall, SessionError, Task,
+    Attempt, CLOCK_INTERVAL_STANDING, Command, HubEvent, Identity, MethodCall, SessionError, Task,
     calls::{self, ANSWER_LIMIT, Calls, MAX_OPEN},
     packets,
     pump::{self, Polled},
@@ -171,7 +171,7 @@ impl<'a> Link<'a> {
             calls: Calls::default(),
             patches: Vec::new(),
             renewal,
-            next_tick: now + CLOCK_INTERVAL,
+            next_tick: now + CLOCK_INTERVAL_STANDING,
             identity_at: now + task.options.identity_check,
             identity: None,
             attempt,
@@ -314,7 +314,7 @@ impl<'a> Link<'a> {
             self.start_read(now)?;
         }
         if self.next_tick <= now {
-            self.next_tick = now + CLOCK_INTERVAL;
+            self.next_tick = now + CLOCK_INTERVAL_STANDING;
             if self.task.clock.jumped((self.task.options.clock)(), now) {
                 // A certificate does not depend on our clock.
                 if let Some(Renewal { force, .. }) = self.renewal {

@@ -53,11 +53,8 @@ pub(crate) async fn another_client_with_the_same_identity_is_named_and_survived(
 
 pub(crate) async fn a_reset_connection_is_made_again_with_everything_that_was_missed(
     hub: Arc<Hub>,
-) -> Option<String> {
-    let (mut scene, relay) = match Scene::behind_a_relay(&hub, Setup::default()).await {
-        Ok(scene) => scene,
-        Err(reason) => return Some(reason),
-    };
+) {
+    let (mut scene, relay) = Scene::behind_a_relay(&hub, Setup::default()).await;
     for _ in 0..3 {
         let mark = scene.mark();
         relay.reset();
@@ -77,18 +74,14 @@ pub(crate) async fn a_reset_connection_is_made_again_with_everything_that_was_mi
             (reported(twin)["firmware"]["currentFwVersion"] == "1.1.0").then_some(())
         })
         .await;
-    None
 }
 
-pub(crate) async fn a_silent_connection_is_noticed_and_made_again(hub: Arc<Hub>) -> Option<String> {
+pub(crate) async fn a_silent_connection_is_noticed_and_made_again(hub: Arc<Hub>) {
     let setup = Setup {
         hub: "reconnect_max = \"2s\"\nkeep_alive = \"10s\"",
         ..Setup::default()
     };
-    let (mut scene, relay) = match Scene::behind_a_relay(&hub, setup).await {
-        Ok(scene) => scene,
-        Err(reason) => return Some(reason),
-    };
+    let (mut scene, relay) = Scene::behind_a_relay(&hub, setup).await;
     let mark = scene.mark();
     relay.silence();
     scene.until_logged(mark, "no hub connection").await;
@@ -96,16 +89,10 @@ pub(crate) async fn a_silent_connection_is_noticed_and_made_again(hub: Arc<Hub>)
     let id = scene.start(&scene.url(IMAGE)).await;
     let end = scene.until_end(&id).await;
     scene.assert_complete(&end);
-    None
 }
 
-pub(crate) async fn an_update_goes_on_without_the_hub_and_its_end_arrives(
-    hub: Arc<Hub>,
-) -> Option<String> {
-    let (mut scene, relay) = match Scene::behind_a_relay(&hub, Setup::default()).await {
-        Ok(scene) => scene,
-        Err(reason) => return Some(reason),
-    };
+pub(crate) async fn an_update_goes_on_without_the_hub_and_its_end_arrives(hub: Arc<Hub>) {
+    let (mut scene, relay) = Scene::behind_a_relay(&hub, Setup::default()).await;
     scene.server.throttle(Some(64 << 10));
     let id = scene.start(&scene.url(IMAGE)).await;
     scene.until_word(&id, "downloading").await;
@@ -120,7 +107,6 @@ pub(crate) async fn an_update_goes_on_without_the_hub_and_its_end_arrives(
     relay.set_down(false);
     let end = scene.until_end(&id).await;
     scene.assert_complete(&end);
-    None
 }
 
 pub(crate) async fn a_device_that_stops_says_goodbye_and_one_that_starts_goes_on(hub: Arc<Hub>) {

@@ -1,9 +1,10 @@
-//! A TCP relay between device and hub, which cuts, silences and refuses connections as networks do.
+//! A relay between device and hub, which cuts, silences and refuses connections as networks do. To the device it is an
+//! HTTP proxy, since the name and the certificate must stay the hub's.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, sync::Arc};
 
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinHandle,
@@ -21,31 +22,31 @@ enum Fate {
 
 /// The relay. Ends when dropped.
 pub(crate) struct Relay {
-    pub(crate) port: u16,
+    port: u16,
     fate: Arc<watch::Sender<Fate>>,
     refuse: Arc<watch::Sender<bool>>,
     accepting: JoinHandle<()>,
 }
 
 impl Relay {
-    /// A relay to `target`, on a free port of the same address.
-    pub(crate) async fn start(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind((target.ip(), 0)).await.unwrap();
+    /// A relay on a free port of this machine.
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let fate = Arc::new(watch::Sender::new(Fate::Pass));
         let refuse = Arc::new(watch::Sender::new(false));
-        let accepting = tokio::spawn(accept(
-            listener,
-            target,
-            Arc::clone(&fate),
-            Arc::clone(&refuse),
-        ));
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&fate), Arc::clone(&refuse)));
         Self {
             port,
             fate,
             refuse,
             accepting,
         }
+    }
+
+    /// The line of `[hub]` that leads through it.
+    pub(crate) fn setting(&self) -> String {
+        format!("proxy = \"http://127.0.0.1:{}\"", self.port)
     }
 
     /// Resets the connections that stand; new ones pass.
@@ -77,7 +78,6 @@ impl Drop for Relay {
 
 async fn accept(
     listener: TcpListener,
-    target: SocketAddr,
     fate: Arc<watch::Sender<Fate>>,
     refuse: Arc<watch::Sender<bool>>,
 ) {
@@ -93,19 +93,17 @@ async fn accept(
         let mut told = fate.subscribe();
         tokio::spawn(async move {
             // A device that the hub refuses sees a closed connection.
-            let _ = relay(device, target, &mut told).await;
+            let _ = relay(device, &mut told).await;
         });
     }
 }
 
-async fn relay(
-    mut device: TcpStream,
-    target: SocketAddr,
-    told: &mut watch::Receiver<Fate>,
-) -> io::Result<()> {
+async fn relay(mut device: TcpStream, told: &mut watch::Receiver<Fate>) -> io::Result<()> {
     // What was told before this connection does not count.
     told.mark_unchanged();
+    let target = target(&mut device).await?;
     let mut hub = TcpStream::connect(target).await?;
+    device.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
     device.set_nodelay(true)?;
     hub.set_nodelay(true)?;
     tokio::select! {
@@ -118,4 +116,19 @@ async fn relay(
     }
     device.set_zero_linger()?;
     hub.set_zero_linger()
+}
+
+/// Where the device wants to go: `CONNECT host:port HTTP/1.1` and some headers.
+async fn target(device: &mut TcpStream) -> io::Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(device.read_u8().await?);
+    }
+    let head = String::from_utf8_lossy(&head);
+    let target = head
+        .strip_prefix("CONNECT ")
+        .and_then(|rest| rest.split(' ').next());
+    target
+        .map(str::to_owned)
+        .ok_or_else(|| io::Error::other("no CONNECT"))
 }

@@ -1,7 +1,7 @@
 //! A device of the suite's own at the hub under test: registered, installed with the real daemon, and watched as a
 //! back end watches it, by its twin. Each look at the twin also checks what must hold at any time.
 
-use std::{net::ToSocketAddrs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -58,8 +58,6 @@ pub(crate) struct Scene {
     pub(crate) keys: Keys,
     pub(crate) device: Device,
     pub(crate) server: ImageServer,
-    site: Site,
-    settings: String,
     /// The highest `$version` that the reported section had.
     version: u64,
 }
@@ -87,8 +85,6 @@ impl Scene {
             keys,
             device,
             server,
-            site,
-            settings,
             version: 0,
         }
     }
@@ -101,26 +97,15 @@ impl Scene {
         scene
     }
 
-    /// The same with a relay in between, or why there can be none.
-    pub(crate) async fn behind_a_relay(
-        hub: &Arc<Hub>,
-        setup: Setup<'_>,
-    ) -> Result<(Self, Relay), String> {
-        if !hub.is_local() {
-            return Err(
-                "the relay needs a hub on this machine: another one's name leads past it"
-                    .to_owned(),
-            );
-        }
-        let target = (hub.service.host(), hub.mqtt_port).to_socket_addrs();
-        let target = target.expect("a local hub").find(|target| target.is_ipv4());
-        let relay = Relay::start(target.expect("a local hub has an IPv4 address")).await;
-        let mut scene = Self::prepare(hub, setup).await;
-        scene.site.mqtt_port = relay.port;
-        scene.device.write_config(&scene.site, &scene.settings);
-        scene.device.boot();
-        scene.until_reported().await;
-        Ok((scene, relay))
+    /// The same with a relay in between.
+    pub(crate) async fn behind_a_relay(hub: &Arc<Hub>, setup: Setup<'_>) -> (Self, Relay) {
+        let relay = Relay::start().await;
+        let lines = format!("{}\n{}", setup.hub, relay.setting());
+        let through = Setup {
+            hub: &lines,
+            ..setup
+        };
+        (Self::connected(hub, through).await, relay)
     }
 
     /// Waits until the device has told the hub what it is, and its section is settled.

@@ -7,13 +7,12 @@ use std::process::Stdio;
 
 use support::{
     rig::{DEVICE, Device, Rig, noise},
-    sdk::{python_or_skip, scripts},
+    sdk,
 };
-use tokio::process::Command;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_back_end_of_the_samples_sees_every_stage_and_finds_the_device_by_query() {
-    let Some(python) = python_or_skip("back_end.py") else {
+    let Some(mut back_end) = sdk::script("back_end.py") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -26,15 +25,12 @@ async fn a_back_end_of_the_samples_sees_every_stage_and_finds_the_device_by_quer
     let image = rig.build("1.1.0", noise(4 << 20, 5), &[]);
     rig.server.throttle(Some(1 << 20));
     let ready = rig.emulator.ready();
-    let mut back_end = Command::new(python)
-        .arg(scripts().join("back_end.py"))
+    let mut back_end = back_end
         .args([DEVICE, &rig.serve(&image)])
         .env("CONNECTION_STRING", &ready.service_connection_string)
         .env("REQUESTS_CA_BUNDLE", &ready.ca_file)
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
         .unwrap();
     // The stand-in for a boot takes its time, as a board does; else `applying` would pass unseen.

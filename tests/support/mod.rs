@@ -5,6 +5,7 @@
 
 pub(crate) mod browser;
 pub(crate) mod image_server;
+pub(crate) mod own_hub;
 pub(crate) mod rig;
 pub(crate) mod sdk;
 pub(crate) mod skip;

@@ -20,7 +20,7 @@ use fwupdated::{
 use iothub_emulator::{Emulator, Options};
 use serde_json::{Value, json};
 
-use super::image_server::ImageServer;
+use super::{image_server::ImageServer, own_hub};
 
 /// What the hub calls the device.
 pub(crate) const DEVICE: &str = "pi-01";
@@ -173,14 +173,27 @@ pub(crate) fn build_image(
 impl Rig {
     /// Starts hub and image server in `dir` and makes a signing key.
     pub(crate) async fn start(dir: &Path) -> Self {
+        let emulator = Emulator::start(Self::prepare(dir)).await;
+        Self::around(dir, emulator.expect("the emulator starts"))
+    }
+
+    /// As [`Rig::start`], with a hub that the SDKs find: see [`own_hub`].
+    pub(crate) async fn start_for_sdks(dir: &Path) -> Self {
+        let emulator = own_hub::start(Self::prepare(dir)).await;
+        Self::around(dir, emulator)
+    }
+
+    fn prepare(dir: &Path) -> Options {
         tls::install_provider();
         fs::create_dir_all(dir).unwrap();
-        let options = Options {
+        Options {
             state: Some(dir.join("hub")),
             wire_log: Some(dir.join("wire.log")),
             ..Options::default().device(DEVICE)
-        };
-        let emulator = Emulator::start(options).await.expect("the emulator starts");
+        }
+    }
+
+    fn around(dir: &Path, emulator: Emulator) -> Self {
         let server = ImageServer::start();
         let key = make_key(dir);
         let service = dir.join("service-connection-string");

@@ -6,10 +6,11 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use iothub_emulator::Options;
 use support::{own_hub, sdk};
+use tokio::{process::Command, time::timeout};
 
 /// Longest time for one script.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -34,28 +35,73 @@ async fn the_node_service_sdk_runs_unmodified() {
     run("node/test_service_sdk.js").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_python_code_runs() {
+    run_documented("python", "documented.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_node_code_runs() {
+    run_documented("javascript", "documented.js").await;
+}
+
+/// Runs a script of `tests/sdk`.
 async fn run(script: &str) {
-    let Some(mut command) = sdk::script(script) else {
+    let Some(command) = sdk::script(script) else {
         return;
     };
     let directory = tempfile::tempdir().unwrap();
-    let ready_file = directory.path().join("ready.json");
-    let wire_log = directory.path().join("wire.log");
+    let Some(text) = run_beside_a_hub(command, script, directory.path()).await else {
+        return;
+    };
+    // A script that runs nothing must not pass.
+    let passed = match sdk::is_node(script) {
+        true => text
+            .lines()
+            .any(|line| line.starts_with("# pass ") && line != "# pass 0"),
+        false => text.contains("... ok"),
+    };
+    assert!(passed, "{script} ran no test:\n{text}");
+}
+
+/// Runs the code that the emulator's page has in `language`, with the ready file beside it as there.
+async fn run_documented(language: &str, name: &str) {
+    let page = std::fs::read_to_string("docs/how-to/use-the-emulator.md").unwrap();
+    let code = page
+        .split_once(&format!("```{language}\n"))
+        .and_then(|(_, rest)| rest.split_once("```"));
+    let (code, _) = code.unwrap_or_else(|| panic!("the page has no {language}"));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join(name);
+    std::fs::write(&file, code).unwrap();
+    let Some(command) = sdk::run_or_skip(&file) else {
+        return;
+    };
+    if let Some(text) = run_beside_a_hub(command, name, directory.path()).await {
+        assert!(text.contains("room 3"), "{text}");
+    }
+}
+
+/// Runs a script beside an emulator whose ready file is `hub.json` in `directory`; what it said, after it ended
+/// well. `None`, said loudly, without the ports that it needs.
+async fn run_beside_a_hub(mut command: Command, script: &str, directory: &Path) -> Option<String> {
+    let ready_file = directory.join("hub.json");
+    let wire_log = directory.join("wire.log");
     let emulator = own_hub::start(Options {
         ready_file: Some(ready_file.clone()),
         wire_log: Some(wire_log.clone()),
-        ..Options::default().device("sdk-device")
+        ..Options::default().device("pi-01")
     })
     .await;
     // The service SDK for Node.js knows no other port; the one for Python does without.
-    let has_ports = own_hub::has_standard_ports(&emulator, script);
-    if !has_ports && sdk::is_node(script) {
-        return;
+    if !own_hub::has_standard_ports(&emulator, script) && sdk::is_node(script) {
+        return None;
     }
     command
+        .current_dir(directory)
         .env("READY_FILE", &ready_file)
         .env("NODE_EXTRA_CA_CERTS", emulator.ca_file());
-    let output = tokio::time::timeout(LIMIT, command.output()).await;
+    let output = timeout(LIMIT, command.output()).await;
     emulator.stop().await;
     let wire = std::fs::read_to_string(&wire_log).unwrap_or_default();
     let output = output
@@ -71,12 +117,5 @@ async fn run(script: &str) {
         !wire.contains("SharedAccessSignature sr"),
         "a token is in the wire log"
     );
-    // A script that runs nothing must not pass.
-    let passed = match sdk::is_node(script) {
-        true => text
-            .lines()
-            .any(|line| line.starts_with("# pass ") && line != "# pass 0"),
-        false => text.contains("... ok"),
-    };
-    assert!(passed, "{script} ran no test");
+    Some(text)
 }

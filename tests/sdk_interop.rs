@@ -36,6 +36,16 @@ async fn the_node_service_sdk_runs_unmodified() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_python_sdks_show_certificates() {
+    run("test_identity_sdk.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_sdks_show_certificates() {
+    run("node/test_identity_sdk.js").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_documented_python_code_runs() {
     run_documented("python", "documented.py").await;
 }

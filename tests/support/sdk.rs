@@ -58,6 +58,9 @@ struct Environment {
     arguments: &'static [&'static str],
 }
 
+/// How tests written with Node.js's own runner say what they ran.
+const NODE_ARGUMENTS: &[&str] = &["--test-reporter=tap"];
+
 fn python() -> Result<Environment, String> {
     static PYTHON: OnceLock<Result<Environment, String>> = OnceLock::new();
     let make = || {
@@ -81,6 +84,9 @@ fn python() -> Result<Environment, String> {
 fn node() -> Result<Environment, String> {
     static NODE: OnceLock<Result<Environment, String>> = OnceLock::new();
     let make = || {
+        // Versions before 18 do not know them.
+        let known = [NODE_ARGUMENTS, &["--version"]].concat();
+        run("node", &known, &scripts())?;
         let packages = scripts().join("node/package.json");
         let folder = environment("sdk-node", &packages, |folder| {
             fs::copy(&packages, folder.join("package.json")).map_err(|error| error.to_string())?;
@@ -89,10 +95,9 @@ fn node() -> Result<Environment, String> {
             let install = ["install", "--no-package-lock", "--ignore-scripts"];
             run("npm", &[&install[..], &quiet].concat(), folder)
         })?;
-        run("node", &["--version"], &folder)?;
         Ok(Environment {
             interpreter: "node".into(),
-            arguments: &["--test-reporter=tap"],
+            arguments: NODE_ARGUMENTS,
             folder,
         })
     };

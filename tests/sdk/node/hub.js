@@ -87,6 +87,12 @@ async function waitFor(condition, what, seconds = 30) {
     }
 }
 
+// The SDK subscribes by itself, and says nothing when it has.
+function subscribed(deviceId, to) {
+    const has = async () => to in (await control('GET', `/devices/${deviceId}`)).subscriptions;
+    return waitFor(has, `the subscription to ${to}`);
+}
+
 // Every page of a query.
 async function everyRow(query) {
     const rows = [];
@@ -97,5 +103,6 @@ async function everyRow(query) {
 }
 
 module.exports = {
-    READY, answerMethods, connect, control, everyRow, invoke, jobs, newDevice, registry, report, service, twinOf, waitFor,
+    READY, answerMethods, connect, control, everyRow, invoke, jobs, newDevice, registry, report, service, subscribed,
+    twinOf, waitFor,
 };

@@ -14,12 +14,6 @@ async function connections(deviceId) {
     return (await hub.control('GET', `/devices/${deviceId}`)).connections;
 }
 
-// The SDK subscribes by itself, and says nothing when it has.
-function subscribed(deviceId, to) {
-    const has = async () => to in (await hub.control('GET', `/devices/${deviceId}`)).subscriptions;
-    return hub.waitFor(has, `the subscription to ${to}`);
-}
-
 async function assertMethodsWork(deviceId, payload) {
     const answer = await hub.invoke(deviceId, 'firmwareUpdate', payload, { connectTimeoutInSeconds: 30 });
     assert.deepEqual(answer, { status: 200, payload: { echo: payload, name: 'firmwareUpdate' } });
@@ -58,7 +52,7 @@ test('receives desired changes', async (t) => {
     twin.on('properties.desired', (patch) => patches.push(patch));
     twin.on('properties.desired.firmware.fwVersion', (version) => versions.push(version));
     // The first event is the twin as it was read; the subscription follows it.
-    await subscribed('desired', 'desired-changes');
+    await hub.subscribed('desired', 'desired-changes');
     await hub.registry.updateTwin('desired', { properties: { desired: { firmware: { fwVersion: '1.4.0' } } } }, '*');
     await hub.waitFor(() => versions.length > 0, 'the desired change');
     assert.deepEqual(versions, ['1.4.0']);
@@ -73,7 +67,7 @@ test('answers methods, with hexadecimal ids too', async (t) => {
     const client = await hub.connect(t, await hub.newDevice(t, 'methods'));
     hub.answerMethods(client, 'echo.method-1');
     const payloads = [{ fwPackageUri: 'https://x/y' }, 'text', '{"fwPackageUri":"https://x/y"}', 5, true, [1, null], 0, ''];
-    await subscribed('methods', 'methods');
+    await hub.subscribed('methods', 'methods');
     for (const payload of [...payloads, ...payloads]) {
         const answer = await hub.invoke('methods', 'echo.method-1', payload);
         assert.deepEqual(answer, { status: 200, payload: { echo: payload, name: 'echo.method-1' } });
@@ -90,7 +84,7 @@ test('answers methods after a dropped connection', async (t) => {
     const twin = await hub.twinOf(client);
     const patches = [];
     twin.on('properties.desired', (patch) => patches.push(patch));
-    await subscribed('drop', 'desired-changes');
+    await hub.subscribed('drop', 'desired-changes');
     const count = await connections('drop');
     assert.deepEqual(await hub.control('POST', '/devices/drop/drop'), { dropped: true });
     await hub.waitFor(async () => (await connections('drop')) > count, 'a new connection');

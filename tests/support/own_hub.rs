@@ -12,8 +12,7 @@ use std::{
 
 use iothub_emulator::{Emulator, Options, StartError};
 
-/// Starts one with these other options. Port 443 needs root; without it HTTPS takes another port, which is said,
-/// and [`has_standard_ports`] tells.
+/// Starts one with these other options. Port 443 needs root; without it HTTPS takes another port.
 pub(crate) async fn start(options: Options) -> Emulator {
     let mut last_error = None;
     for _ in 0..20 {
@@ -42,8 +41,8 @@ pub(crate) async fn start(options: Options) -> Emulator {
     panic!("no loopback address has its port 8883 free: {last_error:?}");
 }
 
-/// Whether it has port 443; says so when it has not.
-pub(crate) fn has_standard_ports(emulator: &Emulator, what: &str) -> bool {
+/// Whether it has port 443, as the service SDK for Node.js needs; when not, says that `what` is skipped.
+pub(crate) fn has_port_443_or_skip(emulator: &Emulator, what: &str) -> bool {
     let has = emulator.ready().https_port == 443;
     if !has {
         let name = &emulator.ready().hub_name;

@@ -1,11 +1,12 @@
 //! Programs written after the classic firmware update samples work with ours unchanged: their back ends (the official
-//! service SDKs, the samples' payloads, their poll of the twin, their fleet query) with fwupdated, and their device
+//! service SDKs, the samples' payloads and configuration, their poll of the twin, their queries) with fwupdated, and their device
 //! (the official device SDK, which knows nothing of fwupdated) with `fwupdatectl hub invoke`.
 
 mod support;
 
 use std::{process::Stdio, time::Duration};
 
+use fwupdated::update::digest::Sha256;
 use iothub_emulator::{Emulator, Options};
 use serde_json::Value;
 use support::{
@@ -53,6 +54,30 @@ async fn back_end(script: &str, payload: &[&str]) {
     ];
     assert_eq!(lines, expected, "{}", scene.device.log());
     assert!(scene.device.holds(scene.device.running(), &scene.image.raw));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_back_end_that_sets_a_configuration_sees_its_metrics_filled() {
+    let Some(mut scene) = Scene::start("node/configuration_back_end.js").await else {
+        return;
+    };
+    let uri = scene.rig.serve(&scene.image);
+    let digest = Sha256::of(&std::fs::read(&scene.image.file).unwrap()).to_string();
+    let text = scene.run(&[&uri, "1.1.0", &digest]).await;
+    assert_eq!(text, "targeted 1 applied 1 current 1\n");
+    assert!(scene.device.holds(scene.device.running(), &scene.image.raw));
+    let mut words: Vec<_> = reported(&scene.rig.emulator, &["firmware", "fwUpdateStatus"]);
+    words.dedup();
+    // Arming the slot takes milliseconds: `rebooting` may take the place of `applying` in its patch.
+    words.retain(|word| word != "applying");
+    let expected = [
+        "current",
+        "downloading",
+        "verifying",
+        "rebooting",
+        "current",
+    ];
+    assert_eq!(words, expected, "{}", scene.device.log());
 }
 
 /// A daemon that runs 1.0.0, an image of 1.1.0 for it, and a back end that has not started yet.

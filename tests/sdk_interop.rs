@@ -46,6 +46,16 @@ async fn the_node_sdks_show_certificates() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_python_sdk_runs_jobs_and_configurations() {
+    run("test_fleet_sdk.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_sdk_runs_jobs_and_configurations() {
+    run("node/test_fleet_sdk.js").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_documented_python_code_runs() {
     run_documented("python", "documented.py").await;
 }

@@ -36,12 +36,12 @@ async fn the_node_service_sdk_runs_unmodified() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_python_sdks_show_certificates() {
+async fn the_python_sdks_show_certificates_and_are_provisioned() {
     run("test_identity_sdk.py").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_node_sdks_show_certificates() {
+async fn the_node_sdks_show_certificates_and_are_provisioned() {
     run("node/test_identity_sdk.js").await;
 }
 

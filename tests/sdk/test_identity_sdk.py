@@ -1,13 +1,24 @@
 """The official Python SDKs against the emulator where a device shows a certificate or is provisioned."""
 
+import base64
+import contextlib
+import hmac
+import json
 import os
 import tempfile
 import unittest
 
-from azure.iot.device import X509, IoTHubDeviceClient
+from azure.iot.device import X509, IoTHubDeviceClient, ProvisioningDeviceClient
 from azure.iot.hub.models import CloudToDeviceMethod
+from msrest.exceptions import HttpOperationError
 
 import hub
+
+
+def group_key_of(registration_id):
+    """The key of one device, derived from that of its group."""
+    secret = base64.b64decode(hub.READY["dps"]["groupKey"])
+    return base64.b64encode(hmac.digest(secret, registration_id.encode(), "sha256")).decode()
 
 
 class IdentitySdk(unittest.TestCase):
@@ -69,6 +80,60 @@ class IdentitySdk(unittest.TestCase):
         self.create_with_ca("py-ca-websocket")
         x509, _ = self.certify("py-ca-websocket")
         self.assert_works("py-ca-websocket", x509, websockets=True)
+
+    def remove(self, device):
+        """Deletes a device; it may have been provisioned twice."""
+        with contextlib.suppress(HttpOperationError):
+            self.registry.delete_device(device)
+
+    def register(self, make, *means, scope=None, payload=None, **options):
+        """What the provisioning service says to a device that registers with these means."""
+        dps = hub.READY["dps"]
+        host, id, *rest = dps["host"], *means
+        client = make(host, id, scope or dps["idScope"], *rest, server_verification_cert=self.ca, **options)
+        client.provisioning_payload = payload
+        result = client.register()
+        self.assertEqual(result.status, "assigned")
+        self.assertEqual(result.registration_state.assigned_hub, hub.READY["hubName"])
+        self.assertEqual(result.registration_state.device_id, id)
+        self.addCleanup(self.remove, id)
+        return result.registration_state
+
+    def test_a_device_of_a_group_is_provisioned_by_its_derived_key(self):
+        by_key = ProvisioningDeviceClient.create_from_symmetric_key
+        key = group_key_of("py-group")
+        self.register(by_key, "py-group", key, payload={"modelId": "dtmi:a:b;1"})
+        client = hub.device(f"HostName={hub.READY['hubName']};DeviceId=py-group;SharedAccessKey={key}")
+        self.addCleanup(client.shutdown)
+        client.connect()
+        client.patch_twin_reported_properties({"provisioned": True})
+        with self.assertRaises(Exception):
+            self.register(by_key, "py-other", key)
+        with self.assertRaises(Exception):
+            self.register(by_key, "py-group", key, scope="0ne99999999")
+
+    def test_an_enrolment_of_its_own_gives_a_payload_and_may_be_disabled(self):
+        enrolled = hub.control("PUT", "/dps/enrollments/py-serial", {"payload": {"welcome": True}})
+        by_key = ProvisioningDeviceClient.create_from_symmetric_key
+        means = by_key, "py-serial", enrolled["attestation"]["primaryKey"]
+        state = self.register(*means)
+        self.assertEqual(json.loads(state.response_payload), {"welcome": True})
+        hub.control("PUT", "/dps/enrollments/py-serial", {"status": "disabled"})
+        with self.assertRaises(Exception):
+            self.register(*means)
+
+    @unittest.skipUnless(hub.READY["httpsPort"] == 443, "SKIPPED: WebSocket needs port 443, which this user may not open")
+    def test_a_device_is_provisioned_over_websocket(self):
+        by_key = ProvisioningDeviceClient.create_from_symmetric_key
+        self.register(by_key, "py-websocket", group_key_of("py-websocket"), websockets=True)
+
+    def test_a_device_is_provisioned_by_a_certificate(self):
+        x509, _ = self.certify("py-certified")
+        make = lambda host, id, scope, x509, **options: ProvisioningDeviceClient.create_from_x509_certificate(
+            provisioning_host=host, registration_id=id, id_scope=scope, x509=x509, **options
+        )
+        self.register(make, "py-certified", x509)
+        self.assert_works("py-certified", x509)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ const { Client: Service, JobClient, Registry } = require('azure-iothub');
 const READY = JSON.parse(fs.readFileSync(process.env.READY_FILE, 'utf8'));
 
 // Calls the emulator's control interface; the parsed answer, if it has one.
-function control(method, path) {
+function control(method, path, body) {
     const options = { method, host: READY.hubName, port: READY.httpsPort, path: `/emulator${path}` };
     return new Promise((resolve, reject) => {
         const request = https.request(options, (response) => {
@@ -28,7 +28,7 @@ function control(method, path) {
             });
         });
         request.on('error', reject);
-        request.end();
+        request.end(body && JSON.stringify(body));
     });
 }
 

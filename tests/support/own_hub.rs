@@ -1,4 +1,4 @@
-//! An emulator on a loopback address of its own, with the standard ports.
+//! An emulator on a loopback address of its own, with the standard port for MQTT.
 //!
 //! The device SDKs connect to port 8883 (443 for WebSocket) of the hub's host name and to no other, and so does
 //! the Node.js service SDK to 443. So each hub gets an address of 127.x.y.z as its name, which is also in its
@@ -12,7 +12,7 @@ use std::{
 
 use iothub_emulator::{Emulator, Options, StartError};
 
-/// Starts one with these other options. Port 443 needs root; without it HTTPS takes another port.
+/// Starts one with these other options. Port 443, if asked for, needs root; without it HTTPS takes another port.
 pub(crate) async fn start(options: Options) -> Emulator {
     let mut last_error = None;
     for _ in 0..20 {
@@ -21,7 +21,6 @@ pub(crate) async fn start(options: Options) -> Emulator {
             hub_name: address.to_string(),
             listen: IpAddr::V4(address),
             mqtt_port: 8883,
-            https_port: 443,
             ..options.clone()
         };
         let started = match Emulator::start(options.clone()).await {

@@ -179,8 +179,11 @@ impl Rig {
 
     /// As [`Rig::start`], with a hub that the SDKs find: see [`own_hub`].
     pub(crate) async fn start_for_sdks(dir: &Path) -> Self {
-        let emulator = own_hub::start(Self::prepare(dir)).await;
-        Self::around(dir, emulator)
+        let options = Options {
+            https_port: 443,
+            ..Self::prepare(dir)
+        };
+        Self::around(dir, own_hub::start(options).await)
     }
 
     fn prepare(dir: &Path) -> Options {

@@ -91,7 +91,7 @@ fn node() -> Result<Environment, String> {
         let folder = environment("sdk-node", &packages, |folder| {
             fs::copy(&packages, folder.join("package.json")).map_err(|error| error.to_string())?;
             // The SDKs need no install scripts, and a lock file would name a registry.
-            let quiet = ["--silent", "--no-audit", "--no-fund"];
+            let quiet = ["--loglevel=error", "--no-audit", "--no-fund"];
             let install = ["install", "--no-package-lock", "--ignore-scripts"];
             run("npm", &[&install[..], &quiet].concat(), folder)
         })?;

@@ -94,15 +94,13 @@ test('answers methods after a dropped connection', async (t) => {
 });
 
 test('answers methods after a token renewal', async (t) => {
-    const client = await hub.connect(t, await hub.newDevice(t, 'renewal'));
+    // The SDK renews fifteen minutes before the end: here after three seconds.
+    const tokenRenewal = { tokenValidTimeInSeconds: 903, tokenRenewalMarginInSeconds: 900 };
+    const client = await hub.connect(t, await hub.newDevice(t, 'renewal'), { tokenRenewal });
     hub.answerMethods(client, 'firmwareUpdate');
     await assertMethodsWork('renewal', { before: 'renewal' });
     const count = await connections('renewal');
-    // The SDK renews at once when the values change while it is connected, and then each second.
-    await client.setOptions({ tokenRenewal: { tokenValidTimeInSeconds: 3, tokenRenewalMarginInSeconds: 2 } });
-    await hub.waitFor(async () => (await connections('renewal')) > count + 1, 'two renewals');
-    await client.setOptions({ tokenRenewal: { tokenValidTimeInSeconds: 3600, tokenRenewalMarginInSeconds: 900 } });
-    await hub.waitFor(async () => (await hub.control('GET', '/devices/renewal')).connected, 'the last renewal');
+    await hub.waitFor(async () => (await connections('renewal')) > count, 'a token renewal');
     // It subscribes to nothing again: the hub must have kept the session.
     await assertMethodsWork('renewal', { after: 'renewal' });
     await hub.report(await hub.twinOf(client), { renewed: true });

@@ -46,12 +46,12 @@ async fn the_node_sdks_show_certificates_and_are_provisioned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_python_sdk_runs_jobs_and_configurations() {
+async fn the_python_sdk_runs_bulk_operations_jobs_and_configurations() {
     run("test_fleet_sdk.py").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_node_sdk_runs_jobs_and_configurations() {
+async fn the_node_sdk_runs_bulk_operations_jobs_and_configurations() {
     run("node/test_fleet_sdk.js").await;
 }
 

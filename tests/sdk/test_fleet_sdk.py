@@ -1,4 +1,4 @@
-"""The official Python service SDK against the emulator, for many devices at once: jobs and configurations."""
+"""The official Python service SDK against the emulator, for many devices at once: bulk operations, jobs, configurations."""
 
 import datetime
 import unittest
@@ -6,11 +6,14 @@ import unittest
 from azure.iot.hub import IoTHubConfigurationManager, IoTHubJobManager
 from azure.iot.hub.models import CloudToDeviceMethod, QuerySpecification, Twin, TwinProperties
 from azure.iot.hub.protocol.models import (
+    AuthenticationMechanism,
     Configuration,
     ConfigurationContent,
     ConfigurationMetrics,
     ConfigurationQueriesTestInput,
+    ExportImportDevice,
     JobRequest,
+    SymmetricKey,
 )
 from msrest.exceptions import HttpOperationError
 
@@ -37,6 +40,24 @@ class FleetSdk(unittest.TestCase):
         ended = ("completed", "failed", "cancelled")
         hub.wait_for(lambda: self.jobs.get_scheduled_job(job_id).status in ended, f"the end of {job_id}")
         return self.jobs.get_scheduled_job(job_id)
+
+    def test_devices_are_created_and_deleted_in_bulk(self):
+        key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+        keys = AuthenticationMechanism(type="sas", symmetric_key=SymmetricKey(primary_key=key, secondary_key=key))
+        device = lambda id, mode: ExportImportDevice(id=id, import_mode=mode, status="enabled", authentication=keys)
+        created = self.registry.bulk_create_or_update_devices([device("pybulk-1", "create"), device("pybulk-2", "create")])
+        self.assertTrue(created.is_successful)
+        self.assertEqual(self.registry.get_device("pybulk-2").authentication.symmetric_key.primary_key, key)
+
+        mixed = self.registry.bulk_create_or_update_devices([device("pybulk-1", "create"), device("pybulk-3", "create")])
+        self.assertFalse(mixed.is_successful)
+        self.assertEqual([(error.device_id, error.error_code) for error in mixed.errors], [("pybulk-1", "DeviceAlreadyExists")])
+        self.assertEqual(self.registry.get_device("pybulk-3").status, "enabled")
+
+        gone = [device(f"pybulk-{n}", "delete") for n in (1, 2, 3)]
+        self.assertTrue(self.registry.bulk_create_or_update_devices(gone).is_successful)
+        with self.assertRaises(HttpOperationError):
+            self.registry.get_device("pybulk-2")
 
     def test_a_job_calls_a_method(self):
         client = hub.device(self.create("pyjob-1", {"site": "pyjobs"}))

@@ -1,4 +1,4 @@
-// The official Node.js service SDK against the emulator, for many devices at once: jobs and configurations.
+// The official Node.js service SDK against the emulator, for many devices at once: bulk operations, jobs, configurations.
 
 'use strict';
 
@@ -18,6 +18,31 @@ const untilEnded = async (jobId) => {
 
 const records = (jobId, more = '') =>
     hub.everyRow(hub.registry.createQuery(`SELECT * FROM devices.jobs WHERE devices.jobs.jobId = '${jobId}'${more}`));
+
+test('devices are added, changed and removed in bulk', async (t) => {
+    const ids = ['bulk-1', 'bulk-2', 'bulk-3'];
+    const devices = ids.map((deviceId) => ({ deviceId, status: 'enabled' }));
+    t.after(() => Promise.all(ids.map((id) => hub.registry.delete(id).catch(() => {}))));
+    const { responseBody: added } = await hub.registry.addDevices(devices);
+    assert.equal(added.isSuccessful, true);
+    assert.deepEqual(added.errors, []);
+    const { responseBody: first } = await hub.registry.get('bulk-1');
+    assert.ok(first.authentication.symmetricKey.primaryKey.length > 40);
+
+    // One that exists: the others are added all the same, and the call as a whole has failed.
+    await assert.rejects(hub.registry.addDevices([{ deviceId: 'bulk-1' }, { deviceId: 'bulk-4' }]), { name: 'ArgumentError' });
+    ids.push('bulk-4');
+    assert.equal((await hub.registry.get('bulk-4')).responseBody.deviceId, 'bulk-4');
+
+    const disabled = ids.map((deviceId) => ({ deviceId, status: 'disabled' }));
+    assert.equal((await hub.registry.updateDevices(disabled, true)).responseBody.isSuccessful, true);
+    assert.equal((await hub.registry.get('bulk-2')).responseBody.status, 'disabled');
+    await assert.rejects(hub.registry.updateDevices([{ ...disabled[0], etag: first.etag }], false), { name: 'ArgumentError' });
+
+    const gone = ids.map((deviceId) => ({ deviceId }));
+    assert.equal((await hub.registry.removeDevices(gone, true)).responseBody.isSuccessful, true);
+    await assert.rejects(hub.registry.get('bulk-3'), { name: 'DeviceNotFoundError' });
+});
 
 test('a job calls a method on each device that its condition selects', async (t) => {
     for (const id of ['job-1', 'job-2', 'job-3']) {

@@ -65,7 +65,7 @@ fn python() -> Result<Environment, String> {
     static PYTHON: OnceLock<Result<Environment, String>> = OnceLock::new();
     let make = || {
         let requirements = scripts().join("requirements.txt");
-        let folder = environment("sdk-venv", &requirements, |folder| {
+        let folder = environment("sdk-venv", &requirements, "bin/python", |folder| {
             run("python3", &["-m", "venv", "--clear", "."], folder)?;
             let pip = ["-m", "pip", "install", "--quiet"];
             let from = ["--disable-pip-version-check", "-r"];
@@ -88,7 +88,7 @@ fn node() -> Result<Environment, String> {
         let known = [NODE_ARGUMENTS, &["--version"]].concat();
         run("node", &known, &scripts())?;
         let packages = scripts().join("node/package.json");
-        let folder = environment("sdk-node", &packages, |folder| {
+        let folder = environment("sdk-node", &packages, "node_modules", |folder| {
             fs::copy(&packages, folder.join("package.json")).map_err(|error| error.to_string())?;
             // The SDKs need no install scripts, and a lock file would name a registry.
             let quiet = ["--loglevel=error", "--no-audit", "--no-fund"];
@@ -105,17 +105,19 @@ fn node() -> Result<Environment, String> {
 }
 
 /// A folder of the target directory that `make` has filled with what the file `wanted` lists, and fills again
-/// when the list is another.
+/// when the list is another or `proof` is not there.
 fn environment(
     name: &str,
     wanted: &Path,
+    proof: &str,
     make: impl FnOnce(&Path) -> Result<(), String>,
 ) -> Result<PathBuf, String> {
     let programs = super::rig::program("");
     let folder = programs.parent().unwrap_or(&programs).join(name);
     let wanted = fs::read_to_string(wanted).map_err(|error| error.to_string())?;
     let stamp = folder.join("installed.txt");
-    if fs::read_to_string(&stamp).is_ok_and(|text| text == wanted) {
+    let is_there = folder.join(proof).exists();
+    if is_there && fs::read_to_string(&stamp).is_ok_and(|text| text == wanted) {
         return Ok(folder);
     }
     fs::create_dir_all(&folder).map_err(|error| error.to_string())?;

@@ -34,7 +34,8 @@ fi
 
 [ "${1:-}" = --lint ] && exit 0
 
-# Azure's SDKs come from the Python package index. SDK_INTEROP=optional lets their tests be skipped without it.
+# Azure's SDKs come from the package indexes of Python and Node.js. SDK_INTEROP=optional lets their tests be skipped
+# without them.
 export SDK_INTEROP="${SDK_INTEROP:-required}"
 
 step "make demo"

@@ -1,62 +1,148 @@
-//! The official Python SDKs of Azure IoT Hub, device and service side, unmodified, against the emulator:
-//! the judge of whether the emulator is a hub.
+//! The official SDKs of Azure IoT Hub for Python and Node.js, device and service side, unmodified, against the
+//! emulator: the judge of whether the emulator is a hub.
 //!
-//! The device SDK connects to port 8883 of the hub's host name and to no other. So each test gives the
-//! hub a loopback address of its own as its name (127.x.y.z, which is also in its certificate) and takes
-//! the standard ports there: no name resolution, no conflict between tests, no change to the SDK. Port
-//! 443, for WebSocket, needs root; without it that one check is skipped with a word.
-//!
-//! The scripts are in `tests/sdk/`. Where there is no Python or no package index the tests say `SKIPPED: ...`;
-//! with `SDK_INTEROP=required` they fail instead.
+//! The scripts are in `tests/sdk/`. Where a language or its package index is missing the tests say `SKIPPED: ...`;
+//! with `SDK_INTEROP=required` they fail instead. What needs port 443 needs root, and says so without it.
 
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use iothub_emulator::{Emulator, Options, StartError};
-use support::sdk::{python_or_skip, scripts};
-use tokio::process::Command;
+use iothub_emulator::Options;
+use support::{own_hub, sdk};
+use tokio::{process::Command, time::timeout};
 
 /// Longest time for one script.
 const LIMIT: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_python_device_sdk_runs_unmodified() {
-    run("test_device_sdk.py", 443).await;
+    run("test_device_sdk.py").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_python_service_sdk_runs_unmodified_on_any_port() {
-    run("test_service_sdk.py", 0).await;
+    run_on(0, "test_service_sdk.py").await;
 }
 
-async fn run(script: &str, https_port: u16) {
-    let Some(python) = python_or_skip(script) else {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_device_sdk_runs_unmodified() {
+    run("node/test_device_sdk.js").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_service_sdk_runs_unmodified() {
+    run("node/test_service_sdk.js").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_sdks_show_certificates_and_are_provisioned() {
+    run("test_identity_sdk.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_sdks_show_certificates_and_are_provisioned() {
+    run("node/test_identity_sdk.js").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_sdk_runs_bulk_operations_jobs_and_configurations() {
+    run("test_fleet_sdk.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_sdk_runs_bulk_operations_jobs_and_configurations() {
+    run("node/test_fleet_sdk.js").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_python_code_runs() {
+    run_documented("python", "documented.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_node_code_runs() {
+    run_documented("javascript", "documented.js").await;
+}
+
+/// Runs a script of `tests/sdk` with a hub that has the standard ports.
+async fn run(script: &str) {
+    run_on(443, script).await;
+}
+
+async fn run_on(https_port: u16, script: &str) {
+    let Some(command) = sdk::script(script) else {
         return;
     };
     let directory = tempfile::tempdir().unwrap();
-    let ready_file = directory.path().join("ready.json");
-    let wire_log = directory.path().join("wire.log");
-    let emulator = start(https_port, &ready_file, &wire_log).await;
-    let run = Command::new(python)
-        .arg("-W")
-        .arg("ignore")
-        .arg(scripts().join(script))
+    let Some(text) = run_beside_a_hub(command, script, directory.path(), https_port).await else {
+        return;
+    };
+    // A script that runs nothing must not pass.
+    let passed = match sdk::is_node(script) {
+        true => text
+            .lines()
+            .any(|line| line.starts_with("# pass ") && line != "# pass 0"),
+        false => text
+            .lines()
+            .any(|line| line == "ok" || line.ends_with("... ok")),
+    };
+    assert!(passed, "{script} ran no test:\n{text}");
+}
+
+/// Runs the code that the emulator's page has in `language`, with the ready file beside it as there.
+async fn run_documented(language: &str, name: &str) {
+    let page = std::fs::read_to_string("docs/how-to/use-the-emulator.md").unwrap();
+    let code = page
+        .split_once(&format!("```{language}\n"))
+        .and_then(|(_, rest)| rest.split_once("```"));
+    let (code, _) = code.unwrap_or_else(|| panic!("the page has no {language}"));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join(name);
+    std::fs::write(&file, code).unwrap();
+    let Some(command) = sdk::run_or_skip(&file) else {
+        return;
+    };
+    if let Some(text) = run_beside_a_hub(command, name, directory.path(), 443).await {
+        assert!(text.contains("room 3"), "{text}");
+    }
+}
+
+/// Runs a script beside an emulator whose ready file is `hub.json` in `directory`; what it said, after it ended
+/// well. `None`, said loudly, without the ports that it needs.
+async fn run_beside_a_hub(
+    mut command: Command,
+    script: &str,
+    directory: &Path,
+    https_port: u16,
+) -> Option<String> {
+    let ready_file = directory.join("hub.json");
+    let wire_log = directory.join("wire.log");
+    let emulator = own_hub::start(Options {
+        https_port,
+        ready_file: Some(ready_file.clone()),
+        wire_log: Some(wire_log.clone()),
+        ..Options::default().device("pi-01")
+    })
+    .await;
+    if sdk::is_node(script) && !own_hub::has_port_443_or_skip(&emulator, script) {
+        return None;
+    }
+    command
+        .current_dir(directory)
         .env("READY_FILE", &ready_file)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(LIMIT, run).await;
+        .env("NODE_EXTRA_CA_CERTS", emulator.ca_file());
+    let output = timeout(LIMIT, command.output()).await;
     emulator.stop().await;
     let wire = std::fs::read_to_string(&wire_log).unwrap_or_default();
     let output = output
         .unwrap_or_else(|_| panic!("{script} took longer than {LIMIT:?}; the wire:\n{wire}"))
         .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     eprintln!("{text}");
+    for line in text.lines().filter(|line| line.contains("SKIPPED: ")) {
+        support::skipped(format_args!("{script}: {line}"));
+    }
     assert!(
         output.status.success(),
         "{script} failed; the wire:\n{wire}"
@@ -65,43 +151,5 @@ async fn run(script: &str, https_port: u16) {
         !wire.contains("SharedAccessSignature sr"),
         "a token is in the wire log"
     );
-    // A script that runs nothing must not pass.
-    assert!(text.contains("... ok"), "{script} ran no test");
-}
-
-/// An emulator on a loopback address that nobody uses, with the standard MQTT port.
-async fn start(https_port: u16, ready_file: &Path, wire_log: &Path) -> Emulator {
-    let mut last_error = None;
-    for attempt in 0..20_u32 {
-        let number = std::process::id()
-            .wrapping_mul(31)
-            .wrapping_add(attempt * 7919);
-        let [_, a, b, _] = number.to_be_bytes();
-        let address = Ipv4Addr::new(127, a.max(1), b, (number % 250 + 2) as u8);
-        let options = |https_port| Options {
-            hub_name: address.to_string(),
-            listen: IpAddr::V4(address),
-            mqtt_port: 8883,
-            https_port,
-            ready_file: Some(ready_file.to_owned()),
-            wire_log: Some(wire_log.to_owned()),
-            ..Options::default().device("sdk-device")
-        };
-        let started = match Emulator::start(options(https_port)).await {
-            Err(StartError::Listen { source, .. })
-                if source.kind() == std::io::ErrorKind::PermissionDenied =>
-            {
-                support::skipped(format_args!(
-                    "WebSocket: port {https_port} of {address} needs root"
-                ));
-                Emulator::start(options(0)).await
-            }
-            started => started,
-        };
-        match started {
-            Ok(emulator) => return emulator,
-            Err(error) => last_error = Some(error),
-        }
-    }
-    panic!("no loopback address has its port 8883 free: {last_error:?}");
+    Some(text)
 }

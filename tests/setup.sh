@@ -26,6 +26,8 @@ if [ "$what" = --tests ]; then
     need systemd-analyze systemd
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+    need node nodejs
+    need npm npm
     need git git
     need curl curl
     need shellcheck shellcheck

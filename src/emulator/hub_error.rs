@@ -203,11 +203,12 @@ impl HubError {
     }
 
     /// The body of a REST error: JSON in a string in JSON, or the older text for the few refusals
-    /// that still use it.
+    /// that still use it. From that alone the Node.js service SDK makes its `DeviceNotFoundError`.
     pub(crate) fn rest_body(&self) -> Value {
         match self.kind {
             Kind::IotHubUnauthorizedAccess
             | Kind::InvalidProtocolVersion
+            | Kind::DeviceNotFound
             | Kind::ThrottlingMaxActiveJobCountExceeded => json!({
                 "Message": format!("ErrorCode:{};{}", self.kind.name(), self.message),
                 "ExceptionMessage": format!("Tracking ID:{}", tracking_id()),
@@ -231,18 +232,22 @@ mod tests {
 
     #[test]
     fn a_rest_error_is_json_in_a_string_in_json() {
-        let body = HubError::no_device("pi").rest_body();
+        let body = HubError::stale("the etag").rest_body();
         let inner: Value = serde_json::from_str(body["Message"].as_str().unwrap()).unwrap();
-        assert_eq!(inner["errorCode"], 404_001);
+        assert_eq!(inner["errorCode"], 412_001);
         assert_eq!(body["ExceptionMessage"], "");
     }
 
     #[test]
-    fn an_unauthorised_call_gets_the_old_shape() {
+    fn an_unauthorised_call_and_an_unknown_device_get_the_old_shape() {
         let error = HubError::new(Kind::IotHubUnauthorizedAccess, "Unauthorized");
         assert_eq!(
             error.rest_body()["Message"],
             "ErrorCode:IotHubUnauthorizedAccess;Unauthorized"
+        );
+        assert_eq!(
+            HubError::no_device("pi").rest_body()["Message"],
+            "ErrorCode:DeviceNotFound;The device 'pi' is not registered."
         );
     }
 

@@ -23,9 +23,9 @@ from azure.iot.hub import IoTHubRegistryManager  # noqa: E402
 CONTROL = f"https://{READY['hubName']}:{READY['httpsPort']}/emulator"
 
 
-def control(method, path):
+def control(method, path, body=None):
     """Calls the emulator's control interface; the parsed answer, if it has one."""
-    answer = requests.request(method, CONTROL + path, timeout=10)
+    answer = requests.request(method, CONTROL + path, json=body, timeout=10)
     answer.raise_for_status()
     return answer.json() if answer.content else None
 

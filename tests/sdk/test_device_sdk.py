@@ -7,7 +7,7 @@ from azure.iot.hub.models import CloudToDeviceMethod, Twin, TwinProperties
 
 import hub
 
-ID = "sdk-device"
+ID = "pi-01"
 CONNECTION_STRING = hub.READY["devices"][ID]
 
 

@@ -6,6 +6,7 @@
 pub(crate) mod browser;
 pub(crate) mod figures;
 pub(crate) mod image_server;
+pub(crate) mod own_hub;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod rig;

@@ -20,7 +20,7 @@ use fwupdated::{
 use iothub_emulator::{Emulator, Options};
 use serde_json::Value;
 
-use super::{image_server::ImageServer, story};
+use super::{image_server::ImageServer, own_hub, story};
 
 /// What the hub calls the device.
 pub(crate) const DEVICE: &str = "pi-01";
@@ -178,14 +178,30 @@ impl Rig {
 
     /// The same, with a hub that knows other devices too.
     pub(crate) async fn start_with(dir: &Path, options: Options) -> Self {
+        let emulator = Emulator::start(Self::prepare(dir, options)).await;
+        Self::around(dir, emulator.expect("the emulator starts"))
+    }
+
+    /// As [`Rig::start`], with a hub that the SDKs find: see [`own_hub`].
+    pub(crate) async fn start_for_sdks(dir: &Path) -> Self {
+        let options = Options {
+            https_port: 443,
+            ..Options::default()
+        };
+        Self::around(dir, own_hub::start(Self::prepare(dir, options)).await)
+    }
+
+    fn prepare(dir: &Path, options: Options) -> Options {
         tls::install_provider();
         fs::create_dir_all(dir).unwrap();
-        let options = Options {
+        Options {
             state: Some(dir.join("hub")),
             wire_log: Some(dir.join("wire.log")),
             ..options.device(DEVICE)
-        };
-        let emulator = Emulator::start(options).await.expect("the emulator starts");
+        }
+    }
+
+    fn around(dir: &Path, emulator: Emulator) -> Self {
         let server = ImageServer::start();
         let key = make_key(dir);
         let service = dir.join("service-connection-string");

@@ -3,6 +3,7 @@
 // Each program uses its own part of this.
 #![allow(dead_code)]
 
+pub(crate) mod connect_proxy;
 pub(crate) mod image_server;
 pub(crate) mod rig;
 pub(crate) mod sdk;

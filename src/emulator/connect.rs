@@ -365,7 +365,8 @@ mod tests {
                 .unwrap()
         };
         assert_eq!(judge().code, Some(ConnectReturnCode::NotAuthorized));
-        while emulator.hub.throttle(Operation::Connect).is_ok() {}
+        let take = || emulator.hub.lock().meters.take(Operation::Connect);
+        while take().is_ok() {}
         assert_eq!(judge().code, Some(ConnectReturnCode::ServiceUnavailable));
     }
 }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, ops::AddAssign, sync::Arc, time::Duration};
 
 use fwupdated::{
-    config::Config,
+    config::{Config, HubConfig},
     hub::{
         credentials::Credentials,
         session::{Session, SessionOptions},
@@ -120,10 +120,13 @@ async fn impostor(rig: &Rig, device: &str, time: Duration) {
     let ready = rig.emulator.ready();
     let credentials: Credentials = ready.devices[device].parse().unwrap();
     let tls = tls::client_config(Some(&ready.ca_file)).unwrap();
+    let config = HubConfig {
+        mqtt_port: ready.mqtt_port,
+        ..Config::built_in().hub
+    };
     let options = SessionOptions {
-        port: ready.mqtt_port,
         start_delay: Duration::ZERO,
-        ..SessionOptions::new(credentials, tls, &Config::built_in().hub)
+        ..SessionOptions::new(credentials, tls, &config)
     };
     let (session, mut events) = Session::spawn(options);
     let listen = async { while events.recv().await.is_some() {} };

@@ -124,7 +124,8 @@ mod tests {
 
     use super::*;
     use crate::configurations::ConfigurationBoard;
-    use crate::hub::Record;
+    use crate::device_ca::DeviceCas;
+    use crate::hub::{Parts, Record};
     use crate::jobs::JobBoard;
     use crate::policies::Policies;
     use crate::query;
@@ -133,20 +134,22 @@ mod tests {
 
     fn hub(devices: usize) -> std::sync::Arc<Hub> {
         let record = |n: usize| Record::new(Identity::new(&format!("d{n:05}"), None).unwrap());
-        Hub::new(
-            "hub".to_owned(),
-            Duration::ZERO,
-            WireLog::default(),
-            Policies::generate(),
-            (0..devices).map(record).collect(),
-            None,
-            JobBoard::new(1, None),
-            ConfigurationBoard::open(None, Duration::ZERO).unwrap(),
-        )
+        let directory = tempfile::tempdir().unwrap();
+        Hub::new(Parts {
+            name: "hub".to_owned(),
+            token_grace: Duration::ZERO,
+            wire: WireLog::default(),
+            policies: Policies::generate(),
+            device_cas: DeviceCas::open(directory.path(), &[]).unwrap(),
+            records: (0..devices).map(record).collect(),
+            store: None,
+            jobs: JobBoard::new(1, None),
+            configurations: ConfigurationBoard::open(None, Duration::ZERO).unwrap(),
+        })
     }
 
-    #[test]
-    fn all_twins_are_seen_once_and_others_get_in_between() {
+    #[tokio::test]
+    async fn all_twins_are_seen_once_and_others_get_in_between() {
         let hub = hub(3 * PIECE + 1);
         let mut seen = Vec::new();
         for (id, named) in hub.twins_after("", PIECE, |device| device.record.identity.id.clone()) {
@@ -160,8 +163,8 @@ mod tests {
         assert_eq!(next.unwrap().0, "d00011");
     }
 
-    #[test]
-    fn a_first_page_reads_no_more_twins_than_it_needs() {
+    #[tokio::test]
+    async fn a_first_page_reads_no_more_twins_than_it_needs() {
         let hub = hub(3 * PIECE);
         let text = "SELECT deviceId FROM devices";
         let (query, page) = (
@@ -186,8 +189,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn looking_into_a_device_finds_what_is_in_its_twin_as_the_service_sees_it() {
+    #[tokio::test]
+    async fn looking_into_a_device_finds_what_is_in_its_twin_as_the_service_sees_it() {
         let hub = hub(1);
         let write = |body: Value| {
             let mode = crate::twin::Mode::Merge;

@@ -116,6 +116,8 @@ impl Fate {
 
 /// A device: what survives its reboots, and what ends with each.
 pub(crate) struct Device {
+    host: String,
+    id: String,
     options: SessionOptions,
     config: Arc<Config>,
     timetable: Timetable,
@@ -141,13 +143,17 @@ enum Next {
 }
 
 impl Device {
+    /// A device `id` of the hub `host`.
     pub(crate) fn new(
+        (host, id): (String, String),
         options: SessionOptions,
         config: Arc<Config>,
         timetable: Timetable,
         tally: Arc<Tally>,
     ) -> Self {
         Self {
+            host,
+            id,
             options,
             config,
             timetable,
@@ -177,7 +183,7 @@ impl Device {
     async fn boot(&mut self, stop: &mut watch::Receiver<bool>) -> Next {
         self.trail.clear();
         self.hub = HubStatus {
-            host: Some(self.options.credentials.hub().to_owned()),
+            host: Some(self.host.clone()),
             device_id: Some(self.id().to_owned()),
             ..HubStatus::default()
         };
@@ -217,7 +223,7 @@ impl Device {
     }
 
     fn id(&self) -> &str {
-        self.options.credentials.device_id()
+        &self.id
     }
 
     fn handle(&mut self, command: Command) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use fwupdated::{
-    config::Config,
+    config::{Config, HubConfig},
     hub::{credentials::Credentials, session::SessionOptions},
     platform::tls,
 };
@@ -46,19 +46,24 @@ impl Fleet {
         token_lifetime: Duration,
     ) -> Self {
         let tls = tls::client_config(Some(&ready.ca_file)).expect("the emulator's CA is good");
+        let way = HubConfig {
+            mqtt_port: ready.mqtt_port,
+            ..config.hub.clone()
+        };
         let config = Arc::new(config);
         let (stop, stopped) = watch::channel(false);
         let tally = Arc::<Tally>::default();
         let mut devices = JoinSet::new();
         for (_, text) in ready.devices.iter().filter(|(id, _)| chosen(id)) {
             let credentials: Credentials = text.parse().expect("the emulator's strings are good");
+            let (hub, id) = (credentials.hub(), credentials.device_id());
+            let names = (hub.to_owned(), id.to_owned());
             let options = SessionOptions {
-                port: ready.mqtt_port,
                 start_delay,
                 token_lifetime,
-                ..SessionOptions::new(credentials, tls.clone(), &config.hub)
+                ..SessionOptions::new(credentials, tls.clone(), &way)
             };
-            let device = Device::new(options, config.clone(), timetable, tally.clone());
+            let device = Device::new(names, options, config.clone(), timetable, tally.clone());
             devices.spawn(device.live(stopped.clone()));
         }
         Self {

@@ -187,7 +187,6 @@ impl Hub {
                 methods: HashMap::new(),
                 last_rid: 0,
             });
-            device.arrival.notify_waiters();
             device.connects += 1;
             device.touch(true);
             self.save(&device.record);
@@ -365,7 +364,7 @@ mod tests {
                 .unwrap()
         };
         assert_eq!(judge().code, Some(ConnectReturnCode::NotAuthorized));
-        while emulator.hub.throttle(Operation::Connect).is_ok() {}
+        while emulator.hub.lock().meters.take(Operation::Connect).is_ok() {}
         assert_eq!(judge().code, Some(ConnectReturnCode::ServiceUnavailable));
     }
 }

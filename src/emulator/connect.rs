@@ -9,7 +9,7 @@ use tracing::info;
 use crate::certificates::{common_name, thumbprints};
 use crate::clock;
 use crate::device_ca::{Chain, DeviceCas};
-use crate::fault::FaultKind;
+use crate::fault_kind::FaultKind;
 use crate::hub::{Device, Hub, Link, Outgoing, State};
 use crate::hub_error::HubError;
 use crate::policies::Right;

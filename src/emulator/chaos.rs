@@ -8,7 +8,8 @@ use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use crate::clock;
-use crate::fault::{Fault, FaultKind, Parameters};
+use crate::fault::{Fault, Parameters};
+use crate::fault_kind::FaultKind;
 use crate::hub::Hub;
 
 /// What may happen. Not among it: refusals that tell a device its report is wrong (400, 403), because a right

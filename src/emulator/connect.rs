@@ -9,7 +9,7 @@ use tracing::info;
 use crate::certificates::{common_name, thumbprints};
 use crate::clock;
 use crate::device_ca::{Chain, DeviceCas};
-use crate::fault::FaultKind;
+use crate::fault_kind::FaultKind;
 use crate::hub::{Device, Hub, Link, Outgoing, State};
 use crate::hub_error::HubError;
 use crate::policies::Right;
@@ -187,7 +187,6 @@ impl Hub {
                 methods: HashMap::new(),
                 last_rid: 0,
             });
-            device.arrival.notify_waiters();
             device.connects += 1;
             device.touch(true);
             self.save(&device.record);
@@ -365,8 +364,7 @@ mod tests {
                 .unwrap()
         };
         assert_eq!(judge().code, Some(ConnectReturnCode::NotAuthorized));
-        let take = || emulator.hub.lock().meters.take(Operation::Connect);
-        while take().is_ok() {}
+        while emulator.hub.lock().meters.take(Operation::Connect).is_ok() {}
         assert_eq!(judge().code, Some(ConnectReturnCode::ServiceUnavailable));
     }
 }

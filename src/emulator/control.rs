@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::certificates::{DeviceCertificate, LIFE_SECONDS};
 use crate::dps_control;
-use crate::fault::{Fault, FaultError, TABLE};
+use crate::fault::{Fault, FaultError};
+use crate::fault_kind::TABLE;
 use crate::hub_error::{HubError, Kind};
 use crate::listen::Peer;
 use crate::rest::{App, blocking};

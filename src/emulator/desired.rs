@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::fault::FaultKind;
+use crate::fault_kind::FaultKind;
 use crate::faults::Faults;
 use crate::hub::{Device, Hub, Link, Outgoing};
 use crate::topics::{self, Filter};

@@ -8,7 +8,7 @@ use rumqttc::mqttbytes::v4::{Packet, PubAck, Publish, SubAck, SubscribeReasonCod
 use serde_json::Value;
 
 use crate::clock;
-use crate::fault::FaultKind;
+use crate::fault_kind::FaultKind;
 use crate::faults::Faults;
 use crate::hub::{Device, Hub, Link, Outgoing, Reported};
 use crate::hub_error::HubError;

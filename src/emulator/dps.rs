@@ -13,7 +13,7 @@ use crate::configurations::Applied;
 use crate::connect::Proof;
 use crate::device_ca::DeviceCas;
 use crate::enrollment::{Attestation, Enrollment, Status};
-use crate::fault::FaultKind;
+use crate::fault_kind::FaultKind;
 use crate::hub::{Device, Hub, Link, Record, State};
 use crate::hub_error::{HubError, Kind};
 use crate::percent;

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::chaos;
 use crate::connect::Proof;
-use crate::fault::{Fault, FaultKind};
+use crate::fault::Fault;
+use crate::fault_kind::FaultKind;
 use crate::hub::{Hub, Link};
 use crate::hub_error::{HubError, Kind};
 use crate::impostor;

@@ -37,6 +37,7 @@ mod dps_side;
 mod emulator;
 mod enrollment;
 mod fault;
+mod fault_kind;
 mod faults;
 mod hub;
 mod hub_error;

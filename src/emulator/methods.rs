@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use crate::fault::FaultKind;
+use crate::fault_kind::FaultKind;
 use crate::hub::{Hub, Outgoing};
 use crate::hub_error::{HubError, Kind};
 use crate::topics::{self, Filter};

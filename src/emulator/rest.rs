@@ -19,7 +19,7 @@ use crate::bulk;
 use crate::clock;
 use crate::configurations;
 use crate::control;
-use crate::fault::FaultKind;
+use crate::fault_kind::FaultKind;
 use crate::hub::{Hub, IfMatch};
 use crate::hub_error::{HubError, Kind};
 use crate::jobs;

@@ -3,27 +3,9 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::rig::{Answer, Hub, send};
+use crate::rig::{Hub, send};
 
 const JSON: &str = "application/json; charset=utf-8";
-
-/// The old shape, with the error's name at the head of its text.
-fn old_shape(answer: &Answer) -> String {
-    let text = answer.body["Message"].as_str().unwrap();
-    let (name, _) = text
-        .strip_prefix("ErrorCode:")
-        .unwrap()
-        .split_once(';')
-        .unwrap();
-    assert_eq!(answer.header("iothub-errorcode"), name);
-    assert!(
-        answer.body["ExceptionMessage"]
-            .as_str()
-            .unwrap()
-            .starts_with("Tracking ID:")
-    );
-    name.to_owned()
-}
 
 #[tokio::test]
 async fn without_a_good_token_it_is_401_in_the_old_shape() {
@@ -53,9 +35,11 @@ async fn without_a_good_token_it_is_401_in_the_old_shape() {
             None => request,
         })
         .await;
-        assert_eq!(answer.status, 401, "{token:?}");
-        assert_eq!(old_shape(&answer), "IotHubUnauthorizedAccess");
-        assert!(!answer.header("x-ms-request-id").is_empty());
+        assert_eq!(
+            answer.old_error(),
+            (401, "IotHubUnauthorizedAccess"),
+            "{token:?}"
+        );
         assert!(
             !answer.body.to_string().contains("sig="),
             "no token in an answer"
@@ -74,8 +58,26 @@ async fn without_an_api_version_it_is_400_in_the_old_shape() {
         "/configurations",
     ] {
         let answer = send(hub.bare(Method::GET, path)).await;
-        assert_eq!(answer.status, 400, "{path}");
-        assert_eq!(old_shape(&answer), "InvalidProtocolVersion");
+        assert_eq!(
+            answer.old_error(),
+            (400, "InvalidProtocolVersion"),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_is_not_there_is_404_in_the_old_shape_as_node_reads_it() {
+    let hub = Hub::with(&[]).await;
+    let call = json!({ "methodName": "m" });
+    for answer in [
+        hub.get("/devices/none").await,
+        hub.delete("/devices/none").await,
+        hub.get("/twins/none").await,
+        hub.patch("/twins/none", json!({})).await,
+        hub.post("/twins/none/methods", call).await,
+    ] {
+        assert_eq!(answer.old_error(), (404, "DeviceNotFound"));
     }
 }
 
@@ -89,8 +91,6 @@ async fn other_refusals_are_json_in_a_string_in_json() {
     };
     let bad_path = || hub.request(Method::GET, "/devices/%FF");
     for (answer, expected) in [
-        (hub.get("/devices/none").await, (404_001, "DeviceNotFound")),
-        (hub.get("/twins/none").await, (404_001, "DeviceNotFound")),
         (hub.get("/nowhere").await, (404_000, "GenericNotFound")),
         (
             hub.post("/twins/a", json!({})).await,
@@ -148,8 +148,8 @@ async fn etags_are_understood_with_and_without_quotes() {
         .request(Method::PUT, "/devices/none")
         .header("If-Match", "\"*\"");
     assert_eq!(
-        send(missing.json(&json!({}))).await.error(),
-        (404_001, "DeviceNotFound")
+        send(missing.json(&json!({}))).await.old_error(),
+        (404, "DeviceNotFound")
     );
 }
 

@@ -67,8 +67,8 @@ async fn a_bulk_request_of_node_creates_updates_and_removes() {
         "it stands in nobody else's way"
     );
     assert_eq!(
-        hub.get("/devices/n2").await.error(),
-        (404_001, "DeviceNotFound")
+        hub.get("/devices/n2").await.old_error(),
+        (404, "DeviceNotFound")
     );
 }
 
@@ -188,8 +188,8 @@ async fn modules_are_answered_clearly() {
     let hub = Hub::with(&["a"]).await;
     assert_eq!(hub.get("/devices/a/modules").await.ok(), json!([]));
     assert_eq!(
-        hub.get("/devices/none/modules").await.error(),
-        (404_001, "DeviceNotFound")
+        hub.get("/devices/none/modules").await.old_error(),
+        (404, "DeviceNotFound")
     );
     let call = json!({ "methodName": "m" });
     for answer in [

@@ -46,9 +46,9 @@ impl Answer {
         self.body
     }
 
-    /// Number and name of an error, whose status, header and body must agree.
+    /// Number and name of an error in the usual shape, whose status, header and body must agree.
     pub(crate) fn error(&self) -> (u64, &str) {
-        let inner: Value = serde_json::from_str(self.body["Message"].as_str().unwrap()).unwrap();
+        let inner = self.inner();
         let number = inner["errorCode"].as_u64().unwrap();
         assert_eq!(number / 1000, u64::from(self.status), "{self:?}");
         assert!(!inner["trackingId"].as_str().unwrap().is_empty());
@@ -58,10 +58,26 @@ impl Answer {
         (number, self.header("iothub-errorcode"))
     }
 
-    /// The text of an error.
+    /// Status and name of an error in the old shape, whose header and body must agree.
+    pub(crate) fn old_error(&self) -> (u16, &str) {
+        let name = self.header("iothub-errorcode");
+        let text = self.body["Message"].as_str().unwrap();
+        assert!(text.starts_with(&format!("ErrorCode:{name};")), "{text}");
+        let exception = self.body["ExceptionMessage"].as_str().unwrap();
+        assert!(exception.starts_with("Tracking ID:"), "{exception}");
+        assert!(!self.header("x-ms-request-id").is_empty());
+        (self.status, name)
+    }
+
+    /// The text of an error in the usual shape.
     pub(crate) fn message(&self) -> String {
-        let inner: Value = serde_json::from_str(self.body["Message"].as_str().unwrap()).unwrap();
-        inner["message"].as_str().unwrap().to_owned()
+        self.inner()["message"].as_str().unwrap().to_owned()
+    }
+
+    /// What an error's body holds as a text in the usual shape.
+    pub(crate) fn inner(&self) -> Value {
+        let text = self.body["Message"].as_str().unwrap();
+        serde_json::from_str(text).unwrap_or_else(|_| panic!("not the usual shape: {self:?}"))
     }
 }
 

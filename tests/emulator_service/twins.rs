@@ -158,7 +158,7 @@ async fn limits_are_those_of_the_hub_for_both_sides() {
         // Members of a name with 4 characters and a text with 996.
         let members = (0..bytes / 1000).map(|n| (format!("m{n:03}"), "x".repeat(996).into()));
         let mut members: Map<String, Value> = members.collect();
-        if bytes % 1000 > 0 {
+        if !bytes.is_multiple_of(1000) {
             members.insert("r".into(), "x".repeat(bytes % 1000 - 1).into());
         }
         members.into()

@@ -44,14 +44,19 @@ impl Journal {
                 .path();
             if path
                 .extension()
-                .is_some_and(|extension| extension == "jsonl")
-                && let Some(job) = read(&path)?
+                .is_none_or(|extension| extension != "jsonl")
             {
-                let text = lines(&job.head, job.devices.iter())
-                    .map_err(|source| StartError::state(&path, source))?;
-                write_atomically(&path, &text, 0o600)
-                    .map_err(|source| StartError::state(&path, source))?;
-                jobs.push(job);
+                continue;
+            }
+            let failed = |source| StartError::state(&path, source);
+            match read(&path)? {
+                Some(job) => {
+                    let text = lines(&job.head, job.devices.iter()).map_err(failed)?;
+                    write_atomically(&path, &text, 0o600).map_err(failed)?;
+                    jobs.push(job);
+                }
+                // Nobody was told of that job; its id is free again.
+                None => fs::remove_file(&path).map_err(failed)?,
             }
         }
         Ok((Self { directory }, jobs))
@@ -218,6 +223,7 @@ mod tests {
 
         let (journal, kept) = Journal::open(state.path()).unwrap();
         assert_eq!(kept.len(), 1);
+        assert!(!journal.file("never written whole").exists());
         assert_eq!(kept[0].devices["a"].status, DeviceStatus::Completed);
         jobs.cancel("j", now).unwrap();
         let changes = jobs.take_changes();

@@ -120,37 +120,27 @@ pub(crate) fn in_pieces<T>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::configurations::ConfigurationBoard;
-    use crate::device_ca::DeviceCas;
-    use crate::hub::{Parts, Record};
-    use crate::jobs::JobBoard;
-    use crate::policies::Policies;
+    use crate::emulator::Emulator;
+    use crate::options::{DeviceSpec, Options};
     use crate::query;
-    use crate::registry::Identity;
-    use crate::wire_log::WireLog;
 
-    fn hub(devices: usize) -> std::sync::Arc<Hub> {
-        let record = |n: usize| Record::new(Identity::new(&format!("d{n:05}"), None).unwrap());
-        let directory = tempfile::tempdir().unwrap();
-        Hub::new(Parts {
-            name: "hub".to_owned(),
-            token_grace: Duration::ZERO,
-            wire: WireLog::default(),
-            policies: Policies::generate(),
-            device_cas: DeviceCas::open(directory.path(), &[]).unwrap(),
-            records: (0..devices).map(record).collect(),
-            store: None,
-            jobs: JobBoard::new(1, None),
-            configurations: ConfigurationBoard::open(None, Duration::ZERO).unwrap(),
-        })
+    async fn emulator(devices: usize) -> Emulator {
+        let device = |n: usize| DeviceSpec {
+            id: format!("d{n:05}"),
+            key: None,
+        };
+        let options = Options {
+            devices: (0..devices).map(device).collect(),
+            ..Options::default()
+        };
+        Emulator::start(options).await.unwrap()
     }
 
     #[tokio::test]
     async fn all_twins_are_seen_once_and_others_get_in_between() {
-        let hub = hub(3 * PIECE + 1);
+        let emulator = emulator(3 * PIECE + 1).await;
+        let hub = &emulator.hub;
         let mut seen = Vec::new();
         for (id, named) in hub.twins_after("", PIECE, |device| device.record.identity.id.clone()) {
             assert_eq!(named, id);
@@ -165,7 +155,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_first_page_reads_no_more_twins_than_it_needs() {
-        let hub = hub(3 * PIECE);
+        let emulator = emulator(3 * PIECE).await;
+        let hub = &emulator.hub;
         let text = "SELECT deviceId FROM devices";
         let (query, page) = (
             query::parse(text).unwrap(),
@@ -191,7 +182,8 @@ mod tests {
 
     #[tokio::test]
     async fn looking_into_a_device_finds_what_is_in_its_twin_as_the_service_sees_it() {
-        let hub = hub(1);
+        let emulator = emulator(1).await;
+        let hub = &emulator.hub;
         let write = |body: Value| {
             let mode = crate::twin::Mode::Merge;
             hub.write_twin("d00000", &body, mode, &crate::hub::IfMatch::Any)

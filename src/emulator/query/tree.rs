@@ -168,7 +168,7 @@ impl fmt::Display for Query {
         }
         if !self.group_by.is_empty() {
             f.write_str(" GROUP BY ")?;
-            list(f, &self.group_by, |path| dotted(path))?;
+            list(f, &self.group_by, dotted)?;
         }
         Ok(())
     }

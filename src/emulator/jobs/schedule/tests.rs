@@ -1,3 +1,5 @@
+//! Which job starts, runs and ends when, over simulated time.
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What is read, what is refused and where, and that a tree written out is read again.
+
 use proptest::prelude::*;
 use serde_json::json;
 

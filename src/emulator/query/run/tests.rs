@@ -1,3 +1,5 @@
+//! Which rows a query gives of a small fleet.
+
 use serde_json::json;
 
 use super::*;

@@ -540,12 +540,17 @@ async fn the_daemon_keeps_its_assignment_over_restarts_and_its_secrets_to_itself
     let config = scene.config("", &scene.key_provisioning());
     let key_file = scene.path("provisioning-key");
     fs::set_permissions(&key_file, fs::Permissions::from_mode(0o644)).unwrap();
-    for start in 0..2 {
+    for start in 0..3 {
+        let config = match start {
+            2 => config.replace("[hub]\n", &format!("[hub]\n{WEBSOCKET}\n")),
+            _ => config.clone(),
+        };
         let daemon = scene.daemon(&config);
         scene.until_connected(DEVICE).await;
-        if start == 1 {
-            daemon.says("connected to localhost as pi-01").await;
-        }
+        let transport = if start == 2 { "websocket" } else { "mqtt" };
+        daemon
+            .says(&format!("as pi-01 ({transport}, symmetric-key)"))
+            .await;
         daemon.stop();
     }
     assert_eq!(scene.emulator.registrations(DEVICE), 1);

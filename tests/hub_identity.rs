@@ -540,12 +540,17 @@ async fn the_daemon_keeps_its_assignment_over_restarts_and_its_secrets_to_itself
     let config = scene.config("", &scene.key_provisioning());
     let key_file = scene.path("provisioning-key");
     fs::set_permissions(&key_file, fs::Permissions::from_mode(0o644)).unwrap();
-    for start in 0..2 {
+    for start in 0..3 {
+        let config = match start {
+            2 => config.replace("[hub]\n", &format!("[hub]\n{WEBSOCKET}\n")),
+            _ => config.clone(),
+        };
         let daemon = scene.daemon(&config);
         scene.until_connected(DEVICE).await;
-        if start == 1 {
-            daemon.says("connected to localhost as pi-01").await;
-        }
+        let transport = if start == 2 { "websocket" } else { "mqtt" };
+        daemon
+            .says(&format!("as pi-01 ({transport}, symmetric-key)"))
+            .await;
         daemon.stop();
     }
     assert_eq!(scene.emulator.registrations(DEVICE), 1);
@@ -559,4 +564,94 @@ async fn the_daemon_keeps_its_assignment_over_restarts_and_its_secrets_to_itself
     for text in [log, state] {
         hides(&text, &[&key, "SharedAccessSignature", "sig="]);
     }
+}
+
+/// Runs a shell line of the how-to in the scene's folder.
+fn shell(scene: &Scene, line: &str) -> String {
+    let mut command = std::process::Command::new("sh");
+    command.arg("-ec").arg(line).current_dir(scene.dir.path());
+    String::from_utf8(run(&mut command).stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_openssl_makes_as_the_how_to_says_connects_with_keys_of_every_form() {
+    let scene = Scene::start().await;
+    let probe = std::process::Command::new("openssl")
+        .arg("version")
+        .output();
+    if probe.is_err() {
+        support::skipped(format_args!("openssl is not installed"));
+        return;
+    }
+    scene.put_connection_string(&scene.x509_string("x-01"));
+    let config = scene.config(&scene.certificate_lines(), "");
+    // Self-signed: the how-to's line, then the other kinds of keys and forms of PEM.
+    let ec = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -days 3650 -subj /CN=x-01 \
+              -keyout device.key -out device.pem 2>/dev/null";
+    let rsa = "openssl req -x509 -newkey rsa:2048 -noenc -days 3650 -subj /CN=x-01 \
+               -keyout device.key -out device.pem 2>/dev/null";
+    let sec1 = "openssl ec -in device.key -out sec1 2>/dev/null && mv sec1 device.key";
+    let pkcs1 =
+        "openssl rsa -traditional -in device.key -out pkcs1 2>/dev/null && mv pkcs1 device.key";
+    for (lines, begins) in [
+        (vec![ec], "-----BEGIN PRIVATE KEY"),
+        (vec![ec, sec1], "-----BEGIN EC PRIVATE KEY"),
+        (vec![rsa], "-----BEGIN PRIVATE KEY"),
+        (vec![rsa, pkcs1], "-----BEGIN RSA PRIVATE KEY"),
+    ] {
+        for line in lines {
+            shell(&scene, line);
+        }
+        let key = fs::read_to_string(scene.path("device.key")).unwrap();
+        assert!(key.starts_with(begins), "{begins}");
+        let print =
+            "openssl x509 -in device.pem -noout -fingerprint -sha256 | cut -d= -f2 | tr -d :";
+        scene.register_thumbprints("x-01", shell(&scene, print).trim(), "");
+        scene.live(&config).connects_by("mqtt", "x509").await;
+    }
+    // By a CA with one in between: the chain goes along.
+    shell(
+        &scene,
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -days 30 -subj /CN=root \
+           -keyout root.key -out root.pem 2>/dev/null
+         openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -subj /CN=between \
+           -keyout ca.key -out ca.csr 2>/dev/null
+         printf 'basicConstraints=critical,CA:TRUE\\nkeyUsage=keyCertSign' >ca.ext
+         openssl x509 -req -in ca.csr -CA root.pem -CAkey root.key -CAcreateserial -days 30 -extfile ca.ext \
+           -out ca.pem 2>/dev/null
+         openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -subj /CN=x-01 \
+           -keyout device.key -out device.csr 2>/dev/null
+         printf 'extendedKeyUsage=clientAuth' >device.ext
+         openssl x509 -req -in device.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 \
+           -extfile device.ext -out leaf.pem 2>/dev/null
+         cat leaf.pem ca.pem >device.pem",
+    );
+    let version_1 = "openssl x509 -req -in device.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 \
+                     -out version-1.pem 2>/dev/null";
+    let root = fs::read_to_string(scene.path("root.pem")).unwrap();
+    scene.emulator.register_device_ca(&root).unwrap();
+    scene.register_ca_device("x-01");
+    scene.live(&config).connects_by("mqtt", "x509").await;
+    // Without any extension OpenSSL 3.0 makes certificates of version 1: that is the server's
+    // to judge, and this one does not take it.
+    shell(&scene, version_1);
+    shell(&scene, "mv version-1.pem device.pem");
+    let print = "openssl x509 -in device.pem -noout -fingerprint -sha256 | cut -d= -f2 | tr -d :";
+    scene.register_thumbprints("x-01", shell(&scene, print).trim(), "");
+    scene
+        .live(&config)
+        .fails_with("hub-certificate-refused")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_how_to_s_line_derives_the_key_that_the_service_expects() {
+    let scene = Scene::start().await;
+    let group = &scene.emulator.ready().dps.as_ref().unwrap().group_key;
+    scene.put("group-key", group);
+    let page = include_str!("../docs/how-to/give-a-device-its-identity.md");
+    let line = page.split("$ printf %s pi-01").nth(1).unwrap();
+    let line = line.split("```").next().unwrap();
+    let derived = shell(&scene, &format!("printf %s pi-01{line}"));
+    assert_eq!(derived.trim(), scene.emulator.derived_key("pi-01"));
 }

@@ -1,21 +1,28 @@
 //! The journal when systemd started us, plain lines on a terminal.
 //!
 //! `FWUPDATED_LOG` takes a filter like `debug` or `fwupdated::hub=debug`; the default is `info`.
+//! What carries secrets as it is (the frames of a WebSocket, with the token in them) is not logged by a filter for
+//! everything, `trace` or such.
+//!
 //! Fields of our events start with `fwupdated_`, so that none can shadow one of the journal's own.
 
 use std::{fmt::Display, io::IsTerminal};
 
 use tracing::{info, warn};
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::Directive, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 use crate::hub::method::Answer;
 
 /// Starts logging. A journal that cannot be reached is no reason not to run: then standard error is used.
 pub fn start() {
     // What lies below speaks only when something is wrong.
-    let default = "info,rumqttc=error,rustls=error,reqwest=warn,hyper=warn,zbus=warn";
-    let filter =
-        EnvFilter::try_from_env("FWUPDATED_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let default = "info,rustls=error,reqwest=warn,hyper=warn,zbus=warn";
+    let filter = EnvFilter::try_from_env("FWUPDATED_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(default))
+        .add_directive(quiet("tungstenite"))
+        .add_directive(quiet("tokio_tungstenite"));
     let layer = journal().unwrap_or_else(|| {
         let terminal = std::io::stderr().is_terminal();
         tracing_subscriber::fmt::layer()
@@ -27,6 +34,12 @@ pub fn start() {
     tracing_subscriber::registry()
         .with(layer.with_filter(filter))
         .init();
+}
+
+/// Nothing of `target` below warnings.
+fn quiet(target: &str) -> Directive {
+    let directive = format!("{target}=warn");
+    directive.parse().expect("it is the name of a crate")
 }
 
 /// Notes how `call` was answered; a refusal with its reason.

@@ -142,14 +142,18 @@ impl DeviceCertificate {
             .key_provider
             .load_private_key(private)
             .map_err(|_| no_key())?;
-        let certified = CertifiedKey::new(chain, private);
-        certified.keys_match().map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => CertificateError::Mismatch {
+        // Compared here and not by rustls, which would refuse a certificate of version 1: OpenSSL makes such a
+        // one where no extension is asked for, and it is the server that judges it.
+        let belongs = private
+            .public_key()
+            .is_none_or(|public| public.as_ref() == parsed.public_key().raw);
+        if !belongs {
+            return Err(CertificateError::Mismatch {
                 certificate: certificate.file.to_owned(),
                 key: key.file.to_owned(),
-            },
-            other => unusable(other.to_string()),
-        })?;
+            });
+        }
+        let certified = CertifiedKey::new(chain, private);
         Ok(Self {
             key: Arc::new(certified),
             common_name,

@@ -168,7 +168,11 @@ os_release = "{dir}/os-release"
         options.identity_check = Duration::from_millis(200);
         change(&mut options);
         let (handle, events) = Session::spawn(options);
-        Live { handle, events }
+        Live {
+            handle,
+            events,
+            last: None,
+        }
     }
 
     /// The daemon itself.
@@ -208,14 +212,19 @@ os_release = "{dir}/os-release"
 pub(crate) struct Live {
     pub(crate) handle: SessionHandle,
     events: mpsc::Receiver<HubEvent>,
+    /// The last failure that was told.
+    last: Option<Failure>,
 }
 
 impl Live {
     async fn next(&mut self) -> HubEvent {
-        timeout(PATIENCE, self.events.recv())
-            .await
-            .expect("an event comes")
-            .expect("the session lives")
+        let event = timeout(PATIENCE, self.events.recv()).await;
+        let event = event.unwrap_or_else(|_| panic!("no event after {:?}", self.last));
+        let event = event.expect("the session lives");
+        if let HubEvent::Disconnected { failure } = &event {
+            self.last = Some(failure.clone());
+        }
+        event
     }
 
     /// The next failure.

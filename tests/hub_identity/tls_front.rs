@@ -21,12 +21,15 @@ use tokio_rustls::{
     },
 };
 
+/// Version and SNI of a handshake.
+type Seen = (ProtocolVersion, Option<String>);
+
 /// The front; gone when dropped.
 pub(crate) struct TlsFront {
     pub(crate) address: SocketAddr,
     /// Its certificate, in PEM.
     pub(crate) ca: String,
-    seen: Arc<Mutex<Vec<(ProtocolVersion, Option<String>)>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
     listener: JoinHandle<()>,
 }
 
@@ -87,7 +90,7 @@ impl TlsFront {
     }
 
     /// Version and SNI of each handshake.
-    pub(crate) fn seen(&self) -> Vec<(ProtocolVersion, Option<String>)> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 }

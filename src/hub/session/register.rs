@@ -104,12 +104,9 @@ async fn converse(
         }
         let wake = registration.poll_timeout().unwrap_or(now).min(ping_at);
         tokio::select! {
-            packet = wire.read() => match packet? {
-                Packet::Publish(publish) => {
-                    registration.handle_message(&publish.topic, &publish.payload, Instant::now());
-                    packets::acknowledge(wire, &publish).await?;
-                }
-                _ => {}
+            packet = wire.read() => if let Packet::Publish(publish) = packet? {
+                registration.handle_message(&publish.topic, &publish.payload, Instant::now());
+                packets::acknowledge(wire, &publish).await?;
             },
             () = sleep_until(wake.into()) => {}
         }

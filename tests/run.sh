@@ -37,6 +37,8 @@ fi
 # Azure's SDKs come from the package indexes of Python and Node.js. SDK_INTEROP=optional lets their tests be skipped
 # without them.
 export SDK_INTEROP="${SDK_INTEROP:-required}"
+# The emulator's page is shown in Chromium. PAGE_TEST=optional lets that be skipped without it.
+export PAGE_TEST="${PAGE_TEST:-required}"
 
 step "make demo"
 if ! make --no-print-directory demo >target/demo.log 2>&1; then

@@ -30,6 +30,7 @@ if [ "$what" = --tests ]; then
     need npm npm
     need git git
     need curl curl
+    need chromium chromium
     need shellcheck shellcheck
 fi
 

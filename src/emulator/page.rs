@@ -90,7 +90,6 @@ pub(crate) fn router(hub: Arc<Hub>, ports: &Ports, stop: CancellationToken) -> R
         "name": hub.name,
         "mqttPort": ports.mqtt,
         "httpsPort": ports.https,
-        "version": env!("CARGO_PKG_VERSION"),
     });
     let app = App {
         feed: Arc::new(Feed::new(hub.clone())),

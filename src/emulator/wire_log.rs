@@ -257,6 +257,33 @@ mod tests {
     }
 
     #[test]
+    fn the_last_lines_of_each_device_are_kept_when_asked_for() {
+        let log = WireLog::default();
+        log.note("pi", "forgotten");
+        assert!(log.recent("pi", 9).is_empty());
+        let log = WireLog::default().remembering();
+        for n in 0..RECENT_LINES {
+            log.note("pi", &format!("line {n} sig=SECRET"));
+            log.note("other", "noise");
+        }
+        let lines = log.recent("pi", 2);
+        assert_eq!(lines.len(), 2);
+        assert!(
+            lines[0].ends_with(&format!("-- line {} sig=***", RECENT_LINES - 2)),
+            "{lines:?}"
+        );
+        assert!(
+            lines[1].ends_with(&format!("-- line {} sig=***", RECENT_LINES - 1)),
+            "{lines:?}"
+        );
+        assert_eq!(
+            log.recent("pi", usize::MAX).len(),
+            RECENT_LINES / 2,
+            "all of them are bounded"
+        );
+    }
+
+    #[test]
     fn a_long_payload_is_cut_between_characters() {
         let shown = payload("ü".repeat(PAYLOAD_SHOWN + 1).as_bytes());
         assert!(shown.ends_with("... (4002 bytes)"), "{shown}");

@@ -100,6 +100,8 @@ impl Browser {
             browser.call(&format!("{domain}.enable"), json!({})).await;
         }
         browser.call("Page.navigate", json!({ "url": url })).await;
+        let loaded = "location.protocol !== 'about:' && document.readyState === 'complete'";
+        browser.until("the page", loaded).await;
         browser
     }
 

@@ -11,7 +11,7 @@ use crate::wire_log::redact;
 /// Reported patches shown.
 const PATCHES: usize = 50;
 /// Reported patches that the stages are told from: those of hours, at one in five seconds.
-const PATCHES_READ: usize = 5000;
+const PATCHES_READ: usize = 2000;
 /// Lines of the wire log shown.
 const LINES: usize = 50;
 

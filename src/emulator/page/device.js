@@ -1,6 +1,6 @@
 // The chosen device: its connection, its last update, its twin with what changed, its patches and packets.
 
-import { ago, announce, byId, element, fault, setText, showConnection, showPhase, span } from './tools.js';
+import { ago, announce, byId, chosen, element, fault, setText, showConnection, showPhase, span } from './tools.js';
 import { TwinView } from './twin.js';
 import { fillCard, newCard } from './updates.js';
 
@@ -22,13 +22,7 @@ export class Detail {
 
   /** Shows the device that the address names, or none. */
   follow() {
-    let id = '';
-    try {
-      id = decodeURIComponent(location.hash.slice(1));
-    } catch {
-      // No device has such a name.
-    }
-    if (id === 'filter') id = ''; // The skip link.
+    const id = chosen();
     if (id === this.id) return;
     this.id = id;
     for (const view of [this.desired, this.reported, this.tags]) view.clear();
@@ -75,16 +69,7 @@ export class Detail {
     this.asking = true;
     const { id } = this;
     const began = Date.now();
-    try {
-      const answer = await fetch(`/devices/${encodeURIComponent(id)}`);
-      const body = await answer.json();
-      if (id === this.id) {
-        if (answer.ok) this.render(body);
-        else this.missing('This device is not registered.');
-      }
-    } catch {
-      // The emulator is away; the head of the page says so, and its return asks again.
-    }
+    const answer = await fetchDetail(id);
     setTimeout(() => {
       this.asking = false;
       if (this.again || id !== this.id) {
@@ -92,6 +77,9 @@ export class Detail {
         this.ask();
       }
     }, Math.max(0, began + PACE - Date.now()));
+    if (answer === undefined || id !== this.id) return;
+    if (answer === null) this.missing('This device is not registered.');
+    else this.render(answer);
   }
 
   missing(text) {
@@ -175,6 +163,16 @@ export class Detail {
     if (list.shown === text) return;
     list.shown = text;
     list.replaceChildren(...items);
+  }
+}
+
+/** The details of a device: null when it is not registered, undefined when the emulator is away (it is asked again). */
+async function fetchDetail(id) {
+  try {
+    const answer = await fetch(`/devices/${encodeURIComponent(id)}`);
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return undefined;
   }
 }
 

@@ -1,4 +1,5 @@
-//! The live events of the page: the whole once, then what changed, at most five times a second.
+//! The live events of the page: the whole once, then what changed, at most five times a second. Who connects anew
+//! gets the whole anew.
 //!
 //! Each viewer pulls: the next event is made when the one before was taken over by its connection, out of the
 //! newest state. So a viewer that does not read costs nothing and holds up nobody. The hub is held for some devices

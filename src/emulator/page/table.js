@@ -1,6 +1,6 @@
 // The table of devices: filtered, sorted, a page at a time, so that ten thousand are as quick as ten.
 
-import { ago, element, setText, showConnection, showPhase } from './tools.js';
+import { addressOf, ago, chosen, element, setText, showConnection, showPhase } from './tools.js';
 
 const PAGE = 100; // rows at a time
 const collator = new Intl.Collator('en', { numeric: true });
@@ -95,6 +95,7 @@ export class Table {
     const rows = new Map(shown.map((id) => [id, this.rows.get(id) ?? this.newRow(id)]));
     for (const [id, row] of this.rows) if (!rows.has(id)) row.element.remove();
     this.rows = rows;
+    this.chosen = chosen();
     let at = this.body.firstChild;
     for (const [id, row] of rows) {
       if (row.element !== at) this.body.insertBefore(row.element, at);
@@ -121,7 +122,7 @@ export class Table {
   }
 
   newRow(id) {
-    const link = element('a', { href: `#${encodeURIComponent(id)}` }, id);
+    const link = element('a', { href: addressOf(id) }, id);
     const row = { link };
     for (const cell of ['connection', 'firmware', 'update', 'activity']) row[cell] = element('td', { className: cell });
     row.state = element('span', { className: 'state' });
@@ -145,8 +146,7 @@ export class Table {
     setText(row.percent, percent === undefined ? '' : `${Math.floor(percent)} %`);
     setText(row.activity, device.activity ? ago(device.activity) : 'never');
     row.activity.title = device.activity ?? '';
-    const chosen = decodeURIComponent(location.hash.slice(1)) === device.id;
-    if (chosen) row.link.setAttribute('aria-current', 'true');
+    if (device.id === this.chosen) row.link.setAttribute('aria-current', 'true');
     else row.link.removeAttribute('aria-current');
   }
 }

@@ -14,6 +14,18 @@ export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
+/** The address of a device on this page. */
+export const addressOf = (id) => `#/${encodeURIComponent(id)}`;
+
+/** The device that the address names; empty when it names none. */
+export function chosen() {
+  try {
+    return location.hash.startsWith('#/') ? decodeURIComponent(location.hash.slice(2)) : '';
+  } catch {
+    return ''; // No device has such a name.
+  }
+}
+
 let clockOffset = 0; // the emulator's clock minus this one, milliseconds
 
 /** The emulator says what time it is. */

@@ -1,6 +1,6 @@
 // The updates that run, and those that ended a moment ago.
 
-import { bytes, element, now, setText, showPhase } from './tools.js';
+import { addressOf, bytes, element, now, setText, showPhase } from './tools.js';
 
 const SHOWN = 6; // cards; more are counted
 const KEPT = 60_000; // milliseconds that an ended update stays
@@ -58,7 +58,7 @@ export function newCard(id) {
   const item = document.getElementById('update-card').content.cloneNode(true).firstElementChild;
   const part = (selector) => item.querySelector(selector);
   const link = part('a');
-  link.href = `#${encodeURIComponent(id)}`;
+  link.href = addressOf(id);
   link.textContent = id;
   const steps = part('.steps');
   for (const word of STEPS) steps.append(element('span', { className: 'step', title: word }));

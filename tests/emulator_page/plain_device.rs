@@ -10,13 +10,13 @@ use tokio::task::JoinHandle;
 use crate::support::rig::PATIENCE;
 
 /// Connects, and connects again whenever it is thrown out.
-pub(crate) struct Board {
+pub(crate) struct PlainDevice {
     id: String,
     client: AsyncClient,
     running: JoinHandle<()>,
 }
 
-impl Board {
+impl PlainDevice {
     /// Connects as the registered device `id`.
     pub(crate) async fn connect(emulator: &Emulator, id: &str) -> Self {
         let ready = emulator.ready();
@@ -47,15 +47,15 @@ impl Board {
                 }
             }
         });
-        let board = Self {
+        let device = Self {
             id: id.to_owned(),
             client,
             running,
         };
-        board
+        device
             .wait(emulator, |emulator| emulator.is_connected(id))
             .await;
-        board
+        device
     }
 
     /// Reports `patch`; the hub has it when this returns.
@@ -75,7 +75,7 @@ impl Board {
     }
 }
 
-impl Drop for Board {
+impl Drop for PlainDevice {
     fn drop(&mut self) {
         self.running.abort();
     }

@@ -286,11 +286,18 @@ impl<'a> Link<'a> {
         });
         let read = self.read.as_ref().map(|read| read.deadline);
         let silent = self.silence.deadline();
-        [self.subscribe_deadline, read, self.read_at, silent]
-            .into_iter()
-            .chain([renewal.filter(|_| self.phase == Phase::Up)])
-            .flatten()
-            .fold(self.next_tick, Instant::min)
+        let identity = self.identity.is_none().then_some(self.identity_at);
+        [
+            self.subscribe_deadline,
+            read,
+            self.read_at,
+            silent,
+            identity,
+        ]
+        .into_iter()
+        .chain([renewal.filter(|_| self.phase == Phase::Up)])
+        .flatten()
+        .fold(self.next_tick, Instant::min)
     }
 
     fn timers(&mut self, now: Instant) -> Result<(), SessionError> {
@@ -322,11 +329,11 @@ impl<'a> Link<'a> {
                     self.renew(now, force);
                 }
             }
-            if self.identity_at <= now && self.identity.is_none() {
-                self.identity_at = now + self.task.options.identity_check;
-                let source = Arc::clone(self.task.who.source());
-                self.identity = Some(tokio::spawn(async move { who::read(&source).await }));
-            }
+        }
+        if self.identity_at <= now && self.identity.is_none() {
+            self.identity_at = now + self.task.options.identity_check;
+            let source = Arc::clone(self.task.who.source());
+            self.identity = Some(tokio::spawn(async move { who::read(&source).await }));
         }
         Ok(())
     }

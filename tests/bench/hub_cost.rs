@@ -187,6 +187,11 @@ impl Bench {
             "MiB",
         );
         row(
+            each(|sample| sample.anonymous),
+            "of it not pages of the program's file",
+            "MiB",
+        );
+        row(
             each(|sample| sample.resident),
             "memory, resident (RSS)",
             "MiB",

@@ -14,6 +14,8 @@ pub(crate) struct Sample {
     pub(crate) resident: u64,
     /// Resident memory with shared pages divided among those who share them, bytes.
     pub(crate) proportional: u64,
+    /// Of it, what is the process's own and not a page of a file, bytes.
+    pub(crate) anonymous: u64,
     /// Open file descriptors.
     pub(crate) descriptors: usize,
     /// Threads.
@@ -50,6 +52,7 @@ impl Sample {
             at: Instant::now(),
             resident: field(&rollup, "Rss:")? << 10,
             proportional: field(&rollup, "Pss:")? << 10,
+            anonymous: field(&rollup, "Anonymous:")? << 10,
             descriptors: fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count(),
             threads,
             wake_ups,

@@ -185,6 +185,29 @@ impl Service {
         }
     }
 
+    /// Calls a direct method on every device by a job, and waits for the job's end; the job as it is then.
+    pub(crate) async fn job(&self, id: &str, method: &str, payload: Value) -> Value {
+        let url = format!("{}/jobs/v2/{id}?api-version=2021-04-12", self.base);
+        let body = json!({
+            "jobId": id,
+            "type": "scheduleDeviceMethod",
+            "queryCondition": "*",
+            "cloudToDeviceMethod": {"methodName": method, "payload": payload, "responseTimeoutInSeconds": 30},
+            "maxExecutionTimeInSeconds": 3600,
+        });
+        let request = self.client.put(&url).header("Authorization", &self.token);
+        let response = request.json(&body).send().await.unwrap();
+        assert!(response.status().is_success(), "{response:?}");
+        loop {
+            sleep(Duration::from_millis(100)).await;
+            let request = self.client.get(&url).header("Authorization", &self.token);
+            let job: Value = request.send().await.unwrap().json().await.unwrap();
+            if !["queued", "running", "scheduled"].contains(&job["status"].as_str().unwrap()) {
+                return job;
+            }
+        }
+    }
+
     /// Takes a device out of the registry.
     pub(crate) async fn delete(&self, device: &str) {
         let url = format!("{}/devices/{device}?api-version=2021-04-12", self.base);

@@ -27,6 +27,9 @@ use crate::support::{
     story,
 };
 
+/// The update that all devices run.
+const UPDATE: &str = "fleet-1";
+
 /// How a fleet is driven.
 pub(crate) struct Plan {
     /// Over what time the first connections are spread.
@@ -105,11 +108,18 @@ pub(crate) async fn run(plan: &Plan, ready: &Ready) {
     );
 
     let asked = Instant::now();
-    let started = call_all(plan, &service, &devices, "firmwareUpdate").await;
+    let payload = json!({"fwPackageUri": Fate::Complete.address(1), "updateId": UPDATE});
+    let job = service.job("update-all", "firmwareUpdate", payload).await;
+    let job_time = asked.elapsed();
+    let statistics = &job["deviceJobStatistics"];
+    assert_eq!(statistics["succeededCount"], count, "{job:#}");
     eprintln!(
-        "{}",
-        Figures::millis(&started).latencies("firmwareUpdate, all devices")
+        "a job has called firmwareUpdate on all devices in {} s",
+        number(job_time.as_secs_f64())
     );
+    let status = call_all(plan, &service, &devices, "firmwareUpdateStatus").await;
+    let line = Figures::millis(&status).latencies("firmwareUpdateStatus, fleet updating");
+    eprintln!("{line}");
     let all_ended = |tally: &Tally| tally.delivered.load(Relaxed) == count;
     assert!(
         fleet.until(plan.patience, all_ended).await,
@@ -117,7 +127,7 @@ pub(crate) async fn run(plan: &Plan, ready: &Ready) {
         fleet.tally.delivered.load(Relaxed)
     );
     eprintln!(
-        "{count} updates ended {} s after the first call (each takes {} s on its device)",
+        "{count} updates ended {} s after the job began (each takes {} s on its device)",
         number(asked.elapsed().as_secs_f64()),
         number(longest(plan).as_secs_f64()),
     );
@@ -172,10 +182,9 @@ async fn call_all(
         calls.spawn(async move {
             let _slot = slots.acquire().await.expect("never closed");
             let device = &devices[number];
-            let payload = json!({"fwPackageUri": Fate::Complete.address(number), "updateId": format!("update-{number}")});
             loop {
                 let asked = Instant::now();
-                match service.call(device, method, payload.clone()).await {
+                match service.call(device, method, json!({})).await {
                     Called::Answered(200, _) => return asked.elapsed(),
                     // So many devices in one process may be too slow for the second that one has; ask again.
                     Called::Answered(503, body) if body["code"] == "answer-late" => {
@@ -199,9 +208,9 @@ async fn call_all(
 /// Reads back what each twin has shown; the number of patches of each device.
 async fn check_stories(service: &Service, devices: &[String]) -> Figures {
     let mut patches = Vec::with_capacity(devices.len());
-    for (number, device) in devices.iter().enumerate() {
+    for device in devices {
         let history = service.history(device).await;
-        let expected = (format!("update-{number}"), Fate::Complete.word().to_owned());
+        let expected = (UPDATE.to_owned(), Fate::Complete.word().to_owned());
         if let Some(fault) = story::fault(&history, &[expected]) {
             panic!("{device}: {fault}");
         }

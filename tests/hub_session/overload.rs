@@ -33,7 +33,7 @@ async fn a_flood_of_calls_costs_neither_the_connection_nor_the_calls_that_are_op
     let (_handle, mut events, _) = up(&peer).await;
     let first = peer.call("first", "");
     let open = method(&mut events).await;
-    let flood: Vec<_> = (0..3000).map(|_| peer.call("m", "")).collect();
+    let flood = peer.flood("m", 3000);
     // Nobody takes the calls, so that all but the first 32 are refused.
     assert!(open.reply.send(answer(200, json!("first"))));
     assert_eq!(timeout(LONG, first).await.unwrap().unwrap().0, 200);

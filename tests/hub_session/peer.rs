@@ -211,6 +211,24 @@ impl Peer {
         receiver
     }
 
+    /// Calls a method `count` times, all in one write.
+    pub(crate) fn flood(&self, name: &str, count: u32) -> Vec<oneshot::Receiver<(i32, Value)>> {
+        let mut bytes = BytesMut::new();
+        let mut calls = Vec::new();
+        for number in 0..count {
+            let (sender, receiver) = oneshot::channel();
+            let rid = format!("flood-{number:x}");
+            let topic = format!("$iothub/methods/POST/{name}/?$rid={rid}");
+            let publish = Publish::new(topic, QoS::AtMostOnce, Vec::new());
+            let packet = Packet::Publish(publish);
+            packet.write(&mut bytes, 1_000_000).unwrap();
+            self.with(|state| state.calls.insert(rid, sender));
+            calls.push(receiver);
+        }
+        self.raw(&bytes);
+        calls
+    }
+
     /// Changes desired properties as the service does, and pushes the change.
     pub(crate) fn desire(&self, patch: Value) {
         let version = self.desire_silently(patch.clone());

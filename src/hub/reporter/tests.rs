@@ -287,12 +287,13 @@ fn a_retry_after_of_zero_does_not_switch_the_back_off_off() {
     while now < start + SECOND * 3600 {
         if let Some(patch) = reporter.poll_transmit(now) {
             attempts += 1;
+            assert!(attempts < 300, "{attempts} within {:?}", now - start);
             reporter.handle_answer(&patch.rid, 429, Some(Duration::ZERO), None, now);
         }
         now = now.max(reporter.poll_timeout().unwrap());
     }
     // Full jitter of up to a minute: about two a minute, and a few more at first.
-    assert!((60..300).contains(&attempts), "{attempts} in an hour");
+    assert!(attempts > 60, "{attempts} in an hour");
 }
 
 #[test]

@@ -272,6 +272,13 @@ fn use_trees_are_unfolded_line_by_line() {
 }
 
 #[test]
+fn a_list_of_captures_is_no_import() {
+    let code = "fn f() -> impl Iterator + use<'_, T> { g::h() }";
+    let expected = vec!["g".to_owned(), "h".to_owned()];
+    assert!(paths(code).iter().any(|(_, path)| *path == expected));
+}
+
+#[test]
 fn a_file_without_a_doc_or_with_too_many_lines_is_named() {
     let long = format!("//! Doc.\n{}", "\n".repeat(MAX_LINES));
     let found = check_form("src/update/slot.rs", &long);

@@ -210,7 +210,9 @@ pub(crate) fn paths(code: &str) -> Vec<(usize, Vec<String>)> {
     let mut paths = Vec::new();
     let mut at = 0;
     while at < tokens.len() {
-        if tokens[at].1 == "use" {
+        // `use<'a>` in a return type lists what is captured, and imports nothing.
+        let captures = tokens.get(at + 1).is_some_and(|next| next.1 == "<");
+        if tokens[at].1 == "use" && !captures {
             at = use_tree(&tokens, at + 1, &[], &mut paths);
         } else if tokens[at].1.starts_with(is_name) {
             let line = tokens[at].0;

@@ -14,7 +14,7 @@ mod silence;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -23,8 +23,13 @@ use fwupdated::{
     config::{Config, HubConfig},
     hub::{
         method::Answer,
-        session::{HubEvent, MethodCall, Session, SessionHandle, SessionOptions},
+        provisioning::{Assignment, Enrollment},
+        session::{
+            FixedIdentity, HubEvent, Identity, IdentitySource, MethodCall, Session, SessionHandle,
+            SessionOptions,
+        },
     },
+    update::failure::Failure,
 };
 use peer::{DEVICE, HUB, KEY, Peer};
 use rumqttc::ConnectReturnCode;
@@ -285,6 +290,66 @@ async fn every_refusal_has_its_code_and_none_ends_the_session() {
     peer.with(|state| state.script.no_subscriptions = false);
     while failure(&mut events).await != "hub-twin-refused" {}
     connected(&mut events).await;
+}
+
+/// An identity whose files are on a medium that stops answering after the first look.
+struct Stalling {
+    fixed: FixedIdentity,
+    looks: AtomicUsize,
+}
+
+impl IdentitySource for Stalling {
+    fn read(&self) -> Result<Identity, Failure> {
+        if self.looks.fetch_add(1, Ordering::SeqCst) > 0 {
+            std::thread::sleep(Duration::from_secs(12));
+        }
+        self.fixed.read()
+    }
+
+    fn keep(&self, _: &Enrollment, _: &Assignment) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_identity_that_cannot_be_read_in_time_does_not_hold_the_next_connection_up() {
+    let peer = Peer::start().await;
+    let text = format!("HostName={HUB};DeviceId={DEVICE};SharedAccessKey={KEY}");
+    let fixed = FixedIdentity::new(text.parse().unwrap(), Arc::clone(&peer.tls));
+    let looks = AtomicUsize::new(0);
+    let (_handle, mut events) = Session::spawn(SessionOptions {
+        identity: Arc::new(Stalling { fixed, looks }),
+        ..options(&peer)
+    });
+    connected(&mut events).await;
+    peer.close();
+    assert_eq!(failure(&mut events).await, "hub-connection-lost");
+    connected(&mut events).await;
+}
+
+#[tokio::test]
+async fn a_twin_that_cannot_be_read_does_not_cost_the_connection_nor_the_methods() {
+    let peer = Peer::start().await;
+    peer.with(|state| state.script.read_status = [403, 400].into());
+    let (_handle, mut events) = Session::spawn(options(&peer));
+    assert_eq!(failure(&mut events).await, "hub-twin-refused");
+    let call = peer.call("m", "");
+    loop {
+        match next(&mut events).await {
+            HubEvent::Method(call) => break assert!(call.reply.send(answer(200, json!(1)))),
+            HubEvent::Disconnected { failure } => assert_eq!(failure.code, "hub-twin-refused"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(timeout(LONG, call).await.unwrap().unwrap().0, 200);
+    loop {
+        match next(&mut events).await {
+            HubEvent::Connected { .. } => break,
+            HubEvent::Disconnected { failure } => assert_eq!(failure.code, "hub-twin-refused"),
+            other => panic!("{other:?}"),
+        }
+    }
+    peer.with(|state| assert_eq!(state.seen.connects.len(), 1, "one connection for all"));
 }
 
 static CLOCK_IS_SET: AtomicBool = AtomicBool::new(false);

@@ -164,7 +164,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     };
     let session = Session::spawn(SessionOptions::with_identity(identity, &config));
     let link = Link::new(&config, session, commands, published.clone(), hub);
-    let link = tokio::spawn(link.run(stop.clone()));
+    let mut link = tokio::spawn(link.run(stop.clone()));
     service_manager::ready();
     let watchdog = tokio::spawn(supervise::keep_alive(
         published.clone(),
@@ -172,17 +172,23 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
         stop.clone(),
     ));
 
+    // Neither task ends by itself but by a defect. Then a new start is the remedy, and without the hub's task
+    // nobody could reach the device to ask for one.
     let ended_early = tokio::select! {
         () = signals.wait() => None,
-        ended = &mut updater => Some(ended),
+        ended = &mut updater => Some(("updater", ended)),
+        ended = &mut link => Some(("hub", ended)),
     };
     service_manager::stopping();
     stop_sender.send_replace(true);
     let ends = async {
-        let _ = link.await;
+        if !link.is_finished() {
+            let _ = link.await;
+        }
         match ended_early {
-            Some(ended) => (true, ended),
-            None => (false, updater.await),
+            Some(("updater", ended)) => (Some("updater"), ended),
+            Some((task, _)) => (Some(task), updater.await),
+            None => (None, updater.await),
         }
     };
     // A medium that does not answer must not hold the shutdown up: what counts is on disk, or was never told.
@@ -196,11 +202,14 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     control.abort();
     watchdog.abort();
     match (ended_early, ended) {
-        (false, Ok(())) => Ok(()),
-        (_, ended) => Err(Failure::new(
+        (None, Ok(())) => Ok(()),
+        (task, ended) => Err(Failure::new(
             "internal",
             crate::update::failure::Class::Final,
-            format!("the updater task ended unexpectedly ({ended:?}); report this as a bug"),
+            format!(
+                "the {} task ended unexpectedly ({ended:?}); report this as a bug",
+                task.unwrap_or("updater")
+            ),
         )),
     }
 }

@@ -160,10 +160,10 @@ impl DesiredTracker {
         self.desired = without_nulls(desired);
     }
 
-    /// A change of the desired section was pushed. One that is not newer is ignored, and so is one that
-    /// comes before the whole section is known.
+    /// A change of the desired section was pushed. One that is not the next is ignored, and so is one that
+    /// comes before the whole section is known: after a gap the whole is read.
     pub fn handle_patch(&mut self, version: u64, patch: &Value) {
-        if version > self.version && self.desired.is_object() {
+        if version == self.version + 1 && self.desired.is_object() {
             merge(&mut self.desired, patch);
             self.version = version;
         }

@@ -41,6 +41,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two polls when the service names none.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Shortest pause between two polls, whatever the service names.
+const SHORTEST_POLL: Duration = Duration::from_secs(1);
+
 /// Longest of the service's words that are shown, in characters.
 const MAX_WORDS: usize = 200;
 
@@ -136,10 +139,7 @@ pub enum ProvisioningError {
     #[error("the provisioning service's answer cannot be used: {0}")]
     Malformed(String),
     /// It took too long.
-    #[error(
-        "the provisioning service named no hub within {} minutes",
-        LONGEST.as_secs() / 60
-    )]
+    #[error("the provisioning service named no hub in time; it is asked again later")]
     TimedOut,
 }
 
@@ -202,9 +202,9 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// The registration of `enrollment`, begun at `now`.
+    /// The registration of `enrollment`, begun at `now`, that takes no longer than `limit`.
     #[must_use]
-    pub fn new(enrollment: &Enrollment, jitter: Jitter, now: Instant) -> Self {
+    pub fn new(enrollment: &Enrollment, limit: Duration, jitter: Jitter, now: Instant) -> Self {
         let mut body = json!({ "registrationId": enrollment.registration_id });
         if let Some(payload) = &enrollment.payload {
             body["payload"] = payload.clone();
@@ -213,7 +213,7 @@ impl Registration {
             body: body.to_string(),
             state: State::Due(Question::Register, now),
             rid: 0,
-            deadline: now + LONGEST,
+            deadline: now + limit,
             backoff: Backoff::new(Duration::from_secs(2), Duration::from_secs(60)),
             jitter,
         }
@@ -322,7 +322,7 @@ impl Registration {
             Some("assigning" | "unassigned") => match document["operationId"].as_str() {
                 Some(operation) if !operation.is_empty() => {
                     self.backoff.reset();
-                    let pause = retry_after.unwrap_or(POLL_INTERVAL);
+                    let pause = retry_after.unwrap_or(POLL_INTERVAL).max(SHORTEST_POLL);
                     self.state = State::Due(Question::Poll(operation.to_owned()), now + pause);
                 }
                 _ => self.end(Err(ProvisioningError::Malformed(

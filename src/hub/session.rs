@@ -14,7 +14,9 @@
 //! - The identity is asked for before every attempt, so that a rotated key or a renewed certificate counts
 //!   without a restart; one that changes while connected leads to a new connection at a quiet moment.
 //! - [`HubEvent::Connected`] comes only after the subscriptions were granted and the twin was read.
-//! - Every method call is answered within a second, by the consumer or for it.
+//! - Every method call is answered within a second, by the consumer or for it, but for one that crosses the end
+//!   of its connection: that is lost, as MQTT has no way to hand it over.
+//! - A twin that cannot be read costs the reports, not the methods.
 //! - A connection on which nothing comes any more is noticed and made again.
 //! - Its memory is bounded, however slow the consumer is.
 
@@ -38,7 +40,7 @@ use super::{
     backoff::{Backoff, Jitter},
     credentials::{Credentials, SasToken, check_clock},
     method::Answer,
-    provisioning::Enrollment,
+    provisioning::{Enrollment, LONGEST},
 };
 use crate::{
     config::{Config, HubConfig},
@@ -91,6 +93,9 @@ const IDENTITY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often it is looked at while there is one.
 const IDENTITY_CHECK: Duration = Duration::from_secs(600);
+
+/// How long a registration may take while a hub is known: it waits meanwhile, and may be the right one still.
+const BESIDE_A_HUB: Duration = Duration::from_secs(60);
 
 /// How often a reason that stays the same is said in the log.
 const REMIND: Duration = Duration::from_secs(600);
@@ -329,6 +334,7 @@ impl Session {
                 waiting: VecDeque::new(),
             },
             connection: 0,
+            unreached: 0,
             contest: Contest::default(),
             said: None,
         };
@@ -397,6 +403,8 @@ struct Task {
     jitter: Jitter,
     clock: ClockWatch,
     connection: u64,
+    /// Attempts that led nowhere, so that the next begins with another address.
+    unreached: usize,
     contest: Contest,
     /// The code of the failure that was last said in the log, and when.
     said: Option<(String, Instant)>,
@@ -442,12 +450,12 @@ impl Task {
         let identity = match self.who.ask(self.via).await {
             Ok(identity) => identity,
             Err(failure) => {
-                self.say_once(&failure, IDENTITY_INTERVAL);
+                self.say_now_and_then(&failure, IDENTITY_INTERVAL);
                 return self.pause(IDENTITY_INTERVAL, Until::Nothing).await;
             }
         };
         if let Err(not_set) = check_clock((self.options.clock)()) {
-            self.say_once(&Failure::from(&SessionError::from(not_set)), CLOCK_INTERVAL);
+            self.say_now_and_then(&Failure::from(&SessionError::from(not_set)), CLOCK_INTERVAL);
             return self.pause(CLOCK_INTERVAL, Until::Nothing).await;
         }
         if let Some(enrollment) = self.who.to_register(&identity, Instant::now()) {
@@ -465,8 +473,10 @@ impl Task {
         };
         let gateway = credentials.gateway();
         let route = &self.options.route;
+        let mut endpoint = route.to_hub(credentials.hub(), gateway, self.via, &identity);
+        endpoint.skip = self.unreached;
         let attempt = Attempt {
-            endpoint: route.to_hub(credentials.hub(), gateway, self.via, &identity),
+            endpoint,
             credentials,
             password,
             certificate: identity.certificate,
@@ -483,6 +493,10 @@ impl Task {
             End::Renew => Next::Attempt,
             End::Failed(error) => {
                 self.who.attempted(error.is_refusal(), stood);
+                self.unreached = match stood {
+                    Some(_) => self.unreached,
+                    None => self.unreached.wrapping_add(1),
+                };
                 if stood.is_none() && error.may_be_the_way() {
                     self.via = self.options.route.after_failure(self.via);
                 }
@@ -507,11 +521,15 @@ impl Task {
             // The clock was right a moment ago.
             return Next::Attempt;
         };
+        let has_hub = identity.device.is_some();
+        let mut endpoint = options.route.to_provisioning(self.via, identity);
+        endpoint.skip = self.unreached;
         let work = register::register(
-            options.route.to_provisioning(self.via, identity),
+            endpoint,
             enrollment.clone(),
             password,
             options.client.clone(),
+            if has_hub { BESIDE_A_HUB } else { LONGEST },
             Jitter::seeded(seed()),
         );
         tokio::pin!(work);
@@ -521,13 +539,13 @@ impl Task {
                 stop = self.meanwhile() => if stop { return Next::Stop },
             }
         };
-        let has_hub = identity.device.is_some();
         self.who
             .registered(enrollment, &outcome, has_hub, &mut self.jitter)
             .await;
         let Err(error) = outcome else {
             return Next::Attempt;
         };
+        self.unreached = self.unreached.wrapping_add(1);
         if error.may_be_the_way() {
             self.via = self.options.route.after_failure(self.via);
         }
@@ -565,13 +583,13 @@ impl Task {
         }
     }
 
-    /// As [`Self::say`], unless that is what was said last: for what is looked at often.
-    fn say_once(&mut self, failure: &Failure, pause: Duration) {
-        if self
+    /// As [`Self::say`], unless that is what was said of late: for what is looked at often.
+    fn say_now_and_then(&mut self, failure: &Failure, pause: Duration) {
+        let said = self
             .said
             .as_ref()
-            .is_none_or(|(said, _)| *said != failure.code)
-        {
+            .is_some_and(|(said, at)| *said == failure.code && at.elapsed() < REMIND);
+        if !said {
             self.say(failure, pause);
         }
     }
@@ -599,6 +617,20 @@ impl Task {
         }
     }
 
+    /// Tells the consumer that the connection is of no use but for methods; true when that is news for the log.
+    fn say_unread(&mut self, failure: &Failure) -> bool {
+        if !self.events.is_full() {
+            let failure = failure.clone();
+            self.events.push(HubEvent::Disconnected { failure });
+        }
+        let known = self
+            .said
+            .as_ref()
+            .is_some_and(|(said, _)| *said == failure.code);
+        self.said = Some((failure.code.clone(), Instant::now()));
+        !known
+    }
+
     /// Waits, and meanwhile hands over events.
     async fn pause(&mut self, pause: Duration, until: Until) -> Next {
         let end = tokio::time::Instant::now() + pause;
@@ -614,6 +646,7 @@ impl Task {
                     if self.clock.jumped((self.options.clock)(), Instant::now()) {
                         info!("the clock was set; trying to connect to the hub again");
                         self.backoff.reset();
+                        self.who.clock_was_set();
                         return Next::Attempt;
                     }
                 }

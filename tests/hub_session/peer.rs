@@ -338,7 +338,8 @@ async fn serve(mut wire: Wire, state: Arc<Mutex<State>>) -> io::Result<()> {
     let (sender, mut line) = mpsc::unbounded_channel();
     with(&mut |state| state.line = Some(sender.clone()));
     let end = token_expiry(&connect.login.unwrap().password);
-    let expired = tokio::time::sleep(Duration::from_secs(end.saturating_sub(now())));
+    // Both are whole seconds: a second of grace, lest a token that lives for seconds ends before its time.
+    let expired = tokio::time::sleep(Duration::from_secs(end.saturating_sub(now()) + 1));
     tokio::pin!(expired);
     loop {
         tokio::select! {

@@ -155,3 +155,31 @@ async fn a_renewal_says_nothing_in_the_journal() {
     assert_eq!(lines.lines().count(), 1, "{lines}");
     assert!(lines.contains("connected to"), "{lines}");
 }
+
+static CLOCK_IS_LOST: AtomicBool = AtomicBool::new(false);
+
+#[tokio::test]
+async fn a_clock_that_is_lost_does_not_cost_the_connection_that_stands() {
+    let peer = Peer::start().await;
+    let clock = || match CLOCK_IS_LOST.load(Ordering::SeqCst) {
+        true => jiff::Timestamp::UNIX_EPOCH,
+        false => jiff::Timestamp::now(),
+    };
+    let (_handle, mut events) = Session::spawn(SessionOptions {
+        token_lifetime: Duration::from_secs(12),
+        clock,
+        ..options(&peer)
+    });
+    connected(&mut events).await;
+    CLOCK_IS_LOST.store(true, Ordering::SeqCst);
+    // Beyond the moment at which the token should be renewed (a new one could not be made), short of its end.
+    let end = timeout(Duration::from_millis(10_700), events.recv()).await;
+    assert!(end.is_err(), "{end:?}");
+    let call = peer.call("m", "");
+    method(&mut events)
+        .await
+        .reply
+        .send(answer(200, json!("here")));
+    assert_eq!(timeout(LONG, call).await.unwrap().unwrap().0, 200);
+    peer.with(|state| assert_eq!(state.seen.connects.len(), 1));
+}

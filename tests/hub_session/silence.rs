@@ -52,7 +52,7 @@ async fn a_dead_connection_is_noticed_by_a_ping_within_one_and_a_half_keep_alive
     peer.mute();
     let since = Instant::now();
     assert_eq!(noticed(&mut events).await, "hub-silent");
-    // Two keep-alives are what the MQTT client itself would take.
+    // One and a half, and what a busy machine may add.
     assert!(
         since.elapsed() < Duration::from_secs(20),
         "{:?}",

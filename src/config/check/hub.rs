@@ -92,7 +92,8 @@ fn proxy(hub: &RawHub) -> Checked<Option<ProxyConfig>> {
         None if hub.proxy.trim_end_matches('/').ends_with(":80") => Some(80),
         port => port,
     };
-    match (url.scheme(), url.host(), port, url.path(), url.query()) {
+    let more = url.query().or(url.fragment());
+    match (url.scheme(), url.host(), port, url.path(), more) {
         ("http", Some(host), Some(port), "/", None) => Ok(Some(ProxyConfig {
             host: match host {
                 url::Host::Ipv6(address) => address.to_string(),

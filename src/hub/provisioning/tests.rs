@@ -20,7 +20,7 @@ fn enrollment() -> Enrollment {
 fn start() -> (Registration, Instant) {
     let now = Instant::now();
     (
-        Registration::new(&enrollment(), Jitter::seeded(1), now),
+        Registration::new(&enrollment(), LONGEST, Jitter::seeded(1), now),
         now,
     )
 }
@@ -100,7 +100,7 @@ fn a_payload_is_sent_along() {
         ..enrollment()
     };
     let now = Instant::now();
-    let mut registration = Registration::new(&enrollment, Jitter::seeded(1), now);
+    let mut registration = Registration::new(&enrollment, LONGEST, Jitter::seeded(1), now);
     let body = registration.poll_transmit(now).unwrap().body;
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(

@@ -2,7 +2,8 @@
 //!
 //! The name is resolved at each attempt. A host with several addresses is tried address by address, the
 //! families in turn, the next one [`HEAD_START`] after the one before or as soon as that failed: a family
-//! that leads nowhere delays the connection, no more (after RFC 8305).
+//! that leads nowhere delays the connection, no more (after RFC 8305). An address that takes TCP and then leads
+//! nowhere (a black hole for long packets, a dead front end) costs one attempt: the next begins with another one.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -102,7 +103,7 @@ async fn dial(endpoint: &Endpoint, stage: &mut &'static str) -> Result<Wire, Ses
         at: authority(first.0, first.1),
         source: cause(source),
     };
-    let addresses = resolve(first).await.map_err(unreachable)?;
+    let addresses = resolve(first, endpoint.skip).await.map_err(unreachable)?;
     *stage = "TCP";
     let mut tcp = reach(addresses).await.map_err(unreachable)?;
     // Small packets must not wait for each other; without it they come late, no more.
@@ -173,23 +174,26 @@ fn websocket() -> WebSocketConfig {
         .max_frame_size(Some(4 * MAX_PACKET))
 }
 
-async fn resolve(host: (&str, u16)) -> io::Result<Vec<SocketAddr>> {
+async fn resolve(host: (&str, u16), skip: usize) -> io::Result<Vec<SocketAddr>> {
     let found: Vec<SocketAddr> = lookup_host(host).await?.collect();
-    Ok(in_turn(found))
+    Ok(in_turn(found, skip))
 }
 
-/// The families one after the other, beginning with the system's first choice.
-fn in_turn(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+/// The families one after the other, beginning with the system's first choice; the first `skip` of them at the end.
+fn in_turn(addresses: Vec<SocketAddr>, skip: usize) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (first, second): (Vec<_>, Vec<_>) = addresses
         .into_iter()
         .partition(|address| address.is_ipv6() == first_is_v6);
     let longest = first.len().max(second.len());
-    (0..longest)
+    let mut all: Vec<SocketAddr> = (0..longest)
         .flat_map(|at| [first.get(at), second.get(at)])
         .flatten()
         .copied()
-        .collect()
+        .collect();
+    let skip = skip % all.len().max(1);
+    all.rotate_left(skip);
+    all
 }
 
 /// A connection to the first of `addresses` that takes one.
@@ -270,12 +274,16 @@ mod tests {
     fn the_families_take_turns_and_the_systems_first_choice_comes_first() {
         let mixed = addresses(&["[::1]:1", "[::2]:1", "1.1.1.1:1"]);
         assert_eq!(
-            in_turn(mixed),
+            in_turn(mixed.clone(), 0),
             addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1"])
         );
+        // What took the connection and then led nowhere is not tried first again.
+        let next = addresses(&["1.1.1.1:1", "[::2]:1", "[::1]:1"]);
+        assert_eq!(in_turn(mixed.clone(), 1), next);
+        assert_eq!(in_turn(mixed, 4), next);
         let v4_first = addresses(&["1.1.1.1:1", "[::1]:1"]);
-        assert_eq!(in_turn(v4_first.clone()), v4_first);
-        assert_eq!(in_turn(Vec::new()), Vec::new());
+        assert_eq!(in_turn(v4_first.clone(), 0), v4_first);
+        assert_eq!(in_turn(Vec::new(), 3), Vec::new());
     }
 
     #[tokio::test]

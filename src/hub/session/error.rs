@@ -268,6 +268,7 @@ impl SessionError {
             | Self::Tls { .. }
             | Self::ClosedEarly { .. }
             | Self::ProxyRefused { .. }
+            | Self::ProxyFailed { .. }
             | Self::WebSocket { .. } => true,
             _ => false,
         }

@@ -4,10 +4,7 @@
 //! tokens, events) can leak into it; nothing here ever waits for the network, so packets go to the pump by
 //! `try_send` only.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rumqttc::{Packet, Publish};
@@ -17,7 +14,7 @@ use tokio::{
     task::{JoinError, JoinHandle},
     time::{sleep_until, timeout},
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     Attempt, CLOCK_INTERVAL_STANDING, Command, HubEvent, Identity, MethodCall, SessionError, Task,
@@ -25,11 +22,11 @@ use super::{
     packets,
     pump::{self, Polled},
     silence::Silence,
-    who,
 };
 use crate::{
     hub::{
         backoff::Backoff,
+        credentials::check_clock,
         method::Answer,
         topics::{self, Incoming},
     },
@@ -301,6 +298,7 @@ impl<'a> Link<'a> {
     }
 
     fn timers(&mut self, now: Instant) -> Result<(), SessionError> {
+        self.keep_without_clock(now);
         if self
             .subscribe_deadline
             .is_some_and(|deadline| deadline <= now)
@@ -312,10 +310,15 @@ impl<'a> Link<'a> {
         }
         let silent = self.silence.deadline();
         if silent.is_some_and(|deadline| deadline <= now) && self.polled.is_empty() {
-            return Err(SessionError::Silent {
-                at: self.attempt.endpoint.authority(),
-                seconds: self.silence.patience().as_secs(),
-            });
+            if self.silence.is_tested() {
+                return Err(SessionError::Silent {
+                    at: self.attempt.endpoint.authority(),
+                    seconds: self.silence.patience().as_secs(),
+                });
+            }
+            let ping = self.requests.try_send(Packet::PingReq);
+            ping.map_err(|_| SessionError::Stuck)?;
+            self.silence.tested(now);
         }
         if self.read_at.is_some_and(|at| at <= now) {
             self.start_read(now)?;
@@ -332,16 +335,28 @@ impl<'a> Link<'a> {
         }
         if self.identity_at <= now && self.identity.is_none() {
             self.identity_at = now + self.task.options.identity_check;
-            let source = Arc::clone(self.task.who.source());
-            self.identity = Some(tokio::spawn(async move { who::read(&source).await }));
+            let source = self.task.who.source();
+            self.identity = Some(tokio::spawn(async move { source.read().await }));
         }
         Ok(())
+    }
+
+    /// Without the time there is no token and so no way back: the connection that stands is kept as long as the hub
+    /// keeps it.
+    fn keep_without_clock(&mut self, now: Instant) {
+        if let Some(renewal) = &mut self.renewal
+            && renewal.at <= now
+            && check_clock((self.task.options.clock)()).is_err()
+        {
+            renewal.at = now + CLOCK_INTERVAL_STANDING;
+            renewal.force = renewal.force.max(renewal.at + QUIET);
+        }
     }
 
     fn handle(&mut self, polled: Option<Polled>) -> Result<(), SessionError> {
         let now = Instant::now();
         match &polled {
-            Some(Polled::PingSent) => self.silence.asked(now),
+            Some(Polled::PingSent) => self.silence.tested(now),
             Some(Polled::ConnAck | Polled::SubAck(_) | Polled::Publish(_) | Polled::Heard) => {
                 self.silence.heard();
             }
@@ -493,10 +508,18 @@ impl<'a> Link<'a> {
                 self.read_at = Some(now + pause.max(retry_after.unwrap_or_default()));
                 return Ok(());
             }
-            _ => return Err(SessionError::TwinRefused(status)),
+            _ => {
+                self.unread(&SessionError::TwinRefused(status), now);
+                return Ok(());
+            }
         }
-        let mut twin: Value =
-            serde_json::from_slice(payload).map_err(SessionError::TwinMalformed)?;
+        let mut twin: Value = match serde_json::from_slice(payload) {
+            Ok(twin) => twin,
+            Err(error) => {
+                self.unread(&SessionError::TwinMalformed(error), now);
+                return Ok(());
+            }
+        };
         let mut section = |name: &str| match twin.get_mut(name).map(Value::take) {
             Some(section @ Value::Object(_)) => section,
             _ => Value::Object(serde_json::Map::new()),
@@ -537,6 +560,24 @@ impl<'a> Link<'a> {
             desired,
         });
         Ok(())
+    }
+
+    /// The twin cannot be had, and a new connection would not change that: this one goes on, so that methods
+    /// still work, and asks again by and by.
+    fn unread(&mut self, error: &SessionError, now: Instant) {
+        let pause = self.read_backoff.pause(&mut self.task.jitter);
+        self.read_at = Some(now + pause);
+        let failure = Failure::from(error);
+        if self.phase == Phase::Up {
+            debug!("{failure}; reading it again in {} s", pause.as_secs());
+            return;
+        }
+        if self.task.say_unread(&failure) {
+            warn!(
+                code = failure.code,
+                "connected, but nothing can be reported: {failure}; reading the twin again by and by"
+            );
+        }
     }
 
     /// Passes a change on if it is the next one; reads the twin again if one was missed.

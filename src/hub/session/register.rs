@@ -30,12 +30,13 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Asks the service at `endpoint` where `enrollment` belongs.
+/// Asks the service at `endpoint` where `enrollment` belongs, for `limit` at most once it listens.
 pub(super) async fn register(
     endpoint: Endpoint,
     enrollment: Enrollment,
     password: Option<SasToken>,
     client: String,
+    limit: Duration,
     jitter: Jitter,
 ) -> Result<Assignment, SessionError> {
     let mut connect = packets::connect(
@@ -56,7 +57,7 @@ pub(super) async fn register(
         }
         Err(error) => return Err(unreachable(error)),
     };
-    let registration = Registration::new(&enrollment, jitter, Instant::now());
+    let registration = Registration::new(&enrollment, limit, jitter, Instant::now());
     let outcome = converse(&mut wire, registration).await.map_err(|source| {
         unreachable(SessionError::Lost {
             at: endpoint.authority(),

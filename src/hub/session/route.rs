@@ -94,6 +94,7 @@ impl Route {
             via,
             tls: Arc::clone(&identity.tls),
             proxy,
+            skip: 0,
         }
     }
 }
@@ -126,6 +127,8 @@ pub(super) struct Endpoint {
     pub(super) via: Via,
     pub(super) tls: Arc<rustls::ClientConfig>,
     pub(super) proxy: Option<Proxy>,
+    /// How many of the name's addresses are put behind the others.
+    pub(super) skip: usize,
 }
 
 impl Endpoint {

@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use tokio::{
+    sync::{Mutex, watch},
+    time::timeout,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -28,6 +31,9 @@ use crate::{
     update::failure::{Class, Failure},
 };
 
+/// How long reading the identity may take.
+const READ_LIMIT: Duration = Duration::from_secs(10);
+
 /// Failed attempts in a row after which the hub may have been moved.
 const FAILURES: u32 = 10;
 
@@ -36,7 +42,7 @@ const PROVISIONING_FACTOR: u32 = 12;
 
 /// The identity and what is known about it.
 pub(super) struct Who {
-    source: Arc<dyn IdentitySource>,
+    source: Source,
     known: watch::Sender<Known>,
     /// The last one that could be used.
     identity: Option<Arc<Identity>>,
@@ -63,7 +69,10 @@ impl Who {
         reconnect_max: Duration,
     ) -> Self {
         Self {
-            source,
+            source: Source {
+                source,
+                turn: Arc::default(),
+            },
             known,
             identity: None,
             said: None,
@@ -78,7 +87,7 @@ impl Who {
 
     /// The identity for the next attempt, which goes by `via`.
     pub(super) async fn ask(&mut self, via: Via) -> Result<Arc<Identity>, Failure> {
-        let identity = match read(&self.source).await {
+        let identity = match self.source.read().await {
             Ok(identity) => {
                 self.said = None;
                 let before = self.identity.as_ref().map(|identity| identity.stamp);
@@ -113,14 +122,15 @@ impl Who {
     /// next attempt tells why.
     pub(super) async fn changed(&self) -> bool {
         let used = self.identity.as_ref().map(|identity| identity.stamp);
-        read(&self.source)
+        self.source
+            .read()
             .await
             .is_ok_and(|identity| Some(identity.stamp) != used)
     }
 
     /// Where to look for a change without waiting for it here.
-    pub(super) fn source(&self) -> &Arc<dyn IdentitySource> {
-        &self.source
+    pub(super) fn source(&self) -> Source {
+        self.source.clone()
     }
 
     /// What the service assigned counts also where it could not be kept.
@@ -196,7 +206,7 @@ impl Who {
         self.doubted = false;
         self.failures = 0;
         self.assigned = Some((enrollment.clone(), assignment.clone()));
-        let (source, assignment) = (Arc::clone(&self.source), assignment.clone());
+        let (source, assignment) = (Arc::clone(&self.source.source), assignment.clone());
         let kept = tokio::task::spawn_blocking(move || source.keep(&enrollment, &assignment));
         if let Ok(Err(failure)) = kept.await {
             warn!(
@@ -222,18 +232,46 @@ impl Who {
         }
     }
 
+    /// What the service refused before may have been our clock's fault.
+    pub(super) fn clock_was_set(&mut self) {
+        self.register_at = None;
+    }
+
     /// It works again.
     pub(super) fn standing(&mut self) {
         self.backoff.reset();
     }
 }
 
-/// Reads the identity on a thread that may wait for a medium.
-pub(super) async fn read(source: &Arc<dyn IdentitySource>) -> Result<Identity, Failure> {
-    let source = Arc::clone(source);
-    let read = tokio::task::spawn_blocking(move || source.read());
-    read.await.unwrap_or_else(|_| {
-        let text = "reading the device's identity failed; this is a defect of the program, please report it";
-        Err(Failure::new("hub-identity-defect", Class::Retry, text))
-    })
+/// The identity's source, read on a thread that may wait for a medium: one at a time, so that a medium that does
+/// not answer holds one thread and not one for each attempt.
+#[derive(Clone)]
+pub(super) struct Source {
+    source: Arc<dyn IdentitySource>,
+    turn: Arc<Mutex<()>>,
+}
+
+impl Source {
+    /// The identity as it is now; a failure when that cannot be told within [`READ_LIMIT`].
+    pub(super) async fn read(&self) -> Result<Identity, Failure> {
+        let (source, turn) = (Arc::clone(&self.source), Arc::clone(&self.turn));
+        let read = async {
+            let turn = turn.lock_owned().await;
+            let read = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                source.read()
+            });
+            read.await.unwrap_or_else(|_| {
+                let text = "reading the device's identity failed; this is a defect of the program, please report it";
+                Err(Failure::new("hub-identity-defect", Class::Retry, text))
+            })
+        };
+        timeout(READ_LIMIT, read).await.unwrap_or_else(|_| {
+            let text = format!(
+                "the device's identity cannot be read within {} s; check the medium that holds its files",
+                READ_LIMIT.as_secs()
+            );
+            Err(Failure::new("hub-identity-slow", Class::Retry, text))
+        })
+    }
 }

@@ -97,7 +97,7 @@ struct Arguments {
     throttle: Option<Throttle>,
     /// Compare every device with the configurations after so many seconds, besides those that have changed
     #[arg(long, value_name = "SECONDS", default_value_t = Options::CONFIGURATION_INTERVAL.as_secs(),
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
     configuration_interval: u64,
     /// How many jobs may be active, waiting for their time or running; one more is refused
     #[arg(long, value_name = "N", default_value_t = Options::MAX_ACTIVE_JOBS)]

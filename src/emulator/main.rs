@@ -1,9 +1,10 @@
 //! `iothub-emulator`: a local Azure IoT Hub in one program.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use iothub_emulator::{DeviceSpec, Emulator, Fault, Options, Throttle};
@@ -24,7 +25,8 @@ A first session:
 
   3. Open http://127.0.0.1:8080 in a browser: devices, twins and running updates, live.
 
-  4. Look at it from scripts and make things go wrong (https://localhost:8443/emulator lists all of it):
+  4. Look at it from scripts and make things go wrong (https://localhost:8443/emulator lists all of
+     it):
 
        curl --cacert CA_FILE https://localhost:8443/emulator/devices/pi-01/twin
        curl --cacert CA_FILE -X POST 'https://localhost:8443/emulator/outage?seconds=10'
@@ -93,6 +95,13 @@ struct Arguments {
     /// refused twin requests
     #[arg(long, value_name = "TIER[:UNITS]")]
     throttle: Option<Throttle>,
+    /// Compare every device with the configurations after so many seconds, besides those that have changed
+    #[arg(long, value_name = "SECONDS", default_value_t = Options::CONFIGURATION_INTERVAL.as_secs(),
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    configuration_interval: u64,
+    /// How many jobs may be active, waiting for their time or running; one more is refused
+    #[arg(long, value_name = "N", default_value_t = Options::MAX_ACTIVE_JOBS)]
+    max_active_jobs: usize,
     /// Start with this fault in force, such as refuse-connects=3,code=5; may be repeated. GET /emulator
     /// lists all
     #[arg(long = "fault", value_name = "FAULT")]
@@ -112,6 +121,7 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();
     match run(Arguments::parse()).await {
@@ -151,6 +161,8 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         faults: arguments.faults,
         wire_log: arguments.wire_log,
         ready_file: arguments.ready_file,
+        max_active_jobs: arguments.max_active_jobs,
+        configuration_interval: Duration::from_secs(arguments.configuration_interval),
         ..Options::default()
     })
     .await?;

@@ -42,7 +42,7 @@ use crate::{
     config::Config,
     hub::session::{Session, SessionOptions},
     platform::{fetch::Fetcher, service_manager, tls},
-    update::failure::Failure,
+    update::{failure::Failure, status::HubStatus},
 };
 
 /// Longest wait for the updater at a stop; systemd waits longer.
@@ -51,7 +51,7 @@ const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(25);
 /// Exit code for a configuration or state directory that makes running impossible (sysexits.h, `EX_CONFIG`).
 const CONFIG_ERROR: u8 = 78;
 
-/// How long the first look at slots and bootloader may hold up everything else.
+/// How long the first look at the identity, and then that at slots and bootloader, may hold up everything else.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 
 /// Firmware updater for A/B devices on Azure IoT Hub.
@@ -133,7 +133,15 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     let fetcher = Fetcher::new(&config.fetch).map_err(|error| Failure::from(&error))?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let identity = Arc::new(FileIdentity::new(config.clone(), credentials));
-    let hub = identity.status();
+    // The files may be on a medium that hangs, which must not keep local control from working.
+    let looked = {
+        let identity = Arc::clone(&identity);
+        tokio::task::spawn_blocking(move || identity.status())
+    };
+    let hub = match tokio::time::timeout(FIRST_LOOK, looked).await {
+        Ok(Ok(hub)) => hub,
+        _ => HubStatus::default(),
+    };
 
     let (commands, inbox) = mpsc::channel(32);
     let actions = Actions::new(Arc::new(Meter::default()));

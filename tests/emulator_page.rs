@@ -159,6 +159,13 @@ async fn a_person_watches_an_update_of_the_real_daemon_from_start_to_end() {
             "applyComplete"
         ])
     );
+    // The page asks for the twin once it hears of a change, so the twin comes a moment after the stages.
+    browser
+        .until(
+            "the new version in the twin",
+            "seen.marks['iothubDM.firmwareVersion']",
+        )
+        .await;
     let seen = browser.eval("seen").await;
     let bar: Vec<f64> = seen["bar"]
         .as_array()

@@ -49,7 +49,6 @@ const SHARED: &[(&str, &str)] = &[
         "state-write-failed",
         "the failure that was kept, or that there was one",
     ),
-    ("stopping", "asked over the hub or over the control socket"),
 ];
 
 /// A code as the sources give it.

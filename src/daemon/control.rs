@@ -164,11 +164,7 @@ impl Manager {
         let sent = self.commands.send(command(reply)).await;
         match answer.await {
             Ok(answer) if sent.is_ok() => answer,
-            _ => Answer::unavailable(&Failure::new(
-                "stopping",
-                Class::Wait,
-                "fwupdated is stopping; try again",
-            )),
+            _ => Answer::unavailable(&Failure::stopping()),
         }
     }
 }

@@ -19,14 +19,13 @@ use super::{
 use crate::{
     config::Config,
     hub::{
-        backoff::Jitter,
         method::{self, Answer, Methods},
         reporter::{Change, Event as ReporterEvent, Pace, Reporter, Wanted},
-        session::{HubEvent, MethodCall, SessionHandle},
+        session::{HubEvent, MethodCall, SessionHandle, random_jitter},
         twin::{self, Run},
     },
     update::{
-        failure::{Class, Failure},
+        failure::Failure,
         status::{HubStatus, Progress, Status, UpdateReport},
     },
 };
@@ -71,7 +70,7 @@ impl Link {
         published: watch::Receiver<Published>,
         hub: HubStatus,
     ) -> Self {
-        let jitter = Jitter::seeded(seed());
+        let jitter = random_jitter();
         let reporter = Reporter::new(Pace::from(&config.report), jitter, Vec::new());
         let methods = Arc::new(Methods {
             update_names: config.hub.method_names.clone(),
@@ -404,20 +403,8 @@ async fn ask(
     let sent = commands.send(command).await;
     match answer.await {
         Ok(answer) if sent.is_ok() => answer,
-        _ => Answer::unavailable(&Failure::new(
-            "stopping",
-            Class::Wait,
-            "fwupdated is stopping; try again",
-        )),
+        _ => Answer::unavailable(&Failure::stopping()),
     }
-}
-
-/// Spreads a fleet; protects nothing.
-fn seed() -> u64 {
-    let mut seed = [0; 8];
-    // Without random numbers the fleet spreads less, that is all.
-    let _ = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut seed);
-    u64::from_ne_bytes(seed)
 }
 
 fn without_progress(report: &UpdateReport) -> UpdateReport {

@@ -325,7 +325,7 @@ impl Session {
             ),
             via: options.route.first(),
             backoff: Backoff::new(FIRST_PAUSE, options.reconnect_max),
-            jitter: Jitter::seeded(seed()),
+            jitter: random_jitter(),
             clock: ClockWatch::new((options.clock)(), Instant::now()),
             options,
             commands: command_receiver,
@@ -348,10 +348,11 @@ impl Session {
     }
 }
 
-/// Differs between devices and starts, which is all that jitter needs.
-fn seed() -> u64 {
+/// Jitter that differs between devices and starts.
+#[must_use]
+pub fn random_jitter() -> Jitter {
     use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::process::id())
+    Jitter::seeded(RandomState::new().hash_one(std::process::id()))
 }
 
 /// The events on their way to the consumer.
@@ -530,7 +531,7 @@ impl Task {
             password,
             options.client.clone(),
             if has_hub { BESIDE_A_HUB } else { LONGEST },
-            Jitter::seeded(seed()),
+            random_jitter(),
         );
         tokio::pin!(work);
         let outcome = loop {

@@ -48,6 +48,13 @@ impl Failure {
             class,
         }
     }
+
+    /// Why a request is not taken while the program ends.
+    #[must_use]
+    pub fn stopping() -> Self {
+        let text = "fwupdated is stopping; try again when it runs";
+        Failure::new("stopping", Class::Wait, text)
+    }
 }
 
 impl<E: Coded> From<&E> for Failure {

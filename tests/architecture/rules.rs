@@ -152,7 +152,7 @@ pub(crate) const RULES: &[Rule] = &[
         ),
     },
     Rule {
-        says: "`hub` is pure but for session.rs: no runtime, clock, file or socket",
+        says: "`hub` is pure but for the session (session.rs and session/): no runtime, clock, file or socket",
         instead: "take bytes and times as arguments, as the reporter does",
         within: &["src/hub/"],
         but: &["src/hub/session"],

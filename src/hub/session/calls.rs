@@ -93,8 +93,7 @@ pub(super) fn overload() -> Answer {
 
 /// For a caller whose call cannot be taken to its end.
 pub(super) fn stopping() -> Answer {
-    let text = "the daemon is stopping; try again when it runs";
-    Answer::unavailable(&Failure::new("stopping", Class::Wait, text))
+    Answer::unavailable(&Failure::stopping())
 }
 
 #[cfg(test)]

@@ -178,8 +178,11 @@ impl<'a> Filling<'a> {
     ///
     /// # Errors
     /// When the medium fails.
+    ///
+    /// # Panics
+    /// When something is missing.
     pub fn finish(self) -> Result<WriteReport, Failure> {
-        debug_assert!(self.missing().is_empty(), "a chunk was forgotten");
+        assert!(self.missing().is_empty(), "a chunk was forgotten");
         self.installer.cancel.check()?;
         let report = self
             .target

@@ -62,7 +62,7 @@ pub fn install(
         .writer
         .finish()
         .map_err(|error| Failure::from(&error))?;
-    installer.meter.set_written(report.bytes_written);
+    installer.meter.set_wear(&report);
     Ok(Content {
         size: payload.size,
         sha256: payload.sha256,
@@ -157,7 +157,7 @@ impl Filling<'_> {
             let written = self.writer.write_at(chunk.raw_offset, &raw);
             written.map_err(|error| Failure::from(&error))?;
             meter.add_done(u64::from(chunk.raw_len));
-            meter.set_written(self.writer.bytes_written());
+            meter.set_wear(&self.writer.report());
             self.since_sync += u64::from(chunk.raw_len);
             if self.since_sync >= CHECKPOINT {
                 self.writer.sync().map_err(|error| Failure::from(&error))?;

@@ -9,12 +9,15 @@ use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},
     ops::ControlFlow,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use fwupdated::{
-    platform::slot_writer::{HEAD_BYTES, SlotWriter, WriteReport, read_back},
+    platform::slot_writer::{
+        HEAD_BYTES, SlotPart, SlotSet, SlotWriter, UNIT, WriteReport, read_back, read_back_parts,
+    },
     update::{digest::Sha256, failure::Coded},
 };
 use tempfile::TempDir;
@@ -195,6 +198,129 @@ fn loop_devices_with_either_sector_size_hold_what_was_written() {
         let error = read_back(&device.0, capacity + 1, &mut |_| ControlFlow::Continue(()));
         assert_eq!(error.unwrap_err().code(), "slot-too-small");
     }
+}
+
+/// Bytes of `path` that have blocks behind them.
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+/// A hole with odd ends over `slot`, which is full of other bytes: what is in it and beside it is right,
+/// and making it again changes nothing.
+fn check_hole(slot: &Path, backing: &Path) {
+    let (start, length) = (1_000_001, 2_500_000);
+    let mut wanted = fs::read(backing).unwrap();
+    wanted[start..start + length].fill(0);
+    for again in [false, true] {
+        let mut writer = SlotWriter::open(slot).unwrap();
+        writer.zero_at(start as u64, length as u64).unwrap();
+        let report = writer.finish().unwrap();
+        let whole = length / UNIT * UNIT - UNIT;
+        if again {
+            assert_eq!(report.writes, 0);
+            assert_eq!(report.bytes_skipped, length as u64);
+        } else {
+            let holes = report.bytes_discarded + report.bytes_zeroed;
+            assert!(holes >= whole as u64, "{report:?}");
+        }
+        assert_eq!(
+            digest(slot, wanted.len() as u64 / 4096 * 4096),
+            Some(Sha256::of(&wanted[..wanted.len() / 4096 * 4096]))
+        );
+        assert!(fs::read(backing).unwrap() == wanted);
+    }
+}
+
+#[test]
+fn holes_in_a_file_are_zeros_and_free_its_blocks() {
+    for dir in [Path::new("/var/tmp"), Path::new("/dev/shm")] {
+        let dir = TempDir::new_in(dir).unwrap();
+        let slot = file(&dir, &pattern(1, 5_000_000));
+        let before = allocated(&slot);
+        check_hole(&slot, &slot);
+        let freed = before - allocated(&slot);
+        assert!(freed > 2_400_000, "{freed} in {}", dir.path().display());
+        assert_eq!(fs::metadata(&slot).unwrap().len(), 5_000_000);
+    }
+}
+
+#[test]
+fn holes_in_a_device_are_zeros_and_free_its_blocks() {
+    for sector in [512, 4096] {
+        let dir = TempDir::new_in("/var/tmp").unwrap();
+        let backing = file(&dir, &pattern(1, 5_001_216));
+        let Some(device) = Loop::over(&backing, sector) else {
+            return;
+        };
+        let before = allocated(&backing);
+        check_hole(&device.0, &backing);
+        let freed = before - allocated(&backing);
+        assert!(freed > 2_400_000, "{freed}");
+    }
+}
+
+#[test]
+fn one_image_over_two_partitions_is_read_back_as_one() {
+    for sectors in [[512, 4096], [4096, 512]] {
+        let dirs = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+        let backing = dirs.each_ref().map(|dir| file(dir, &pattern(1, 4 << 20)));
+        let (Some(boot), Some(rootfs)) = (
+            Loop::over(&backing[0], sectors[0]),
+            Loop::over(&backing[1], sectors[1]),
+        ) else {
+            return;
+        };
+        let parts = [
+            SlotPart::other(&boot.0, 1_234_567),
+            SlotPart::new(&rootfs.0, 4_000_001),
+        ];
+        let mut payload = pattern(2, 5_234_568);
+        payload[1_000_000..2_000_000].fill(0);
+        for again in [false, true] {
+            let mut set = SlotSet::open(&parts).unwrap();
+            for (number, bytes) in payload.chunks(100_003).enumerate() {
+                let offset = number as u64 * 100_003;
+                if bytes.iter().all(|byte| *byte == 0) {
+                    set.zero_at(offset, bytes.len() as u64).unwrap();
+                } else {
+                    set.write_at(offset, bytes).unwrap();
+                }
+            }
+            assert_eq!(set.finish().unwrap().changed(), !again);
+            let found = read_back_parts(&parts, &mut |_| ControlFlow::Continue(())).unwrap();
+            assert_eq!(found, Some(Sha256::of(&payload)));
+        }
+        let behind = [1_234_567, 4_000_001];
+        for (backing, behind) in backing.iter().zip(behind) {
+            let found = fs::read(backing).unwrap();
+            assert!(found[behind..] == pattern(1, 4 << 20)[behind..]);
+        }
+        // The same device twice is one too many.
+        let twice = [SlotPart::other(&boot.0, 1), SlotPart::new(&boot.0, 1)];
+        assert_eq!(SlotSet::open(&twice).unwrap_err().code(), "slot-held");
+    }
+}
+
+#[test]
+fn a_device_is_written_past_its_cache() {
+    let dir = TempDir::new_in("/var/tmp").unwrap();
+    let backing = file(&dir, &pattern(1, 8 << 20));
+    let Some(device) = Loop::over(&backing, 512) else {
+        return;
+    };
+    let mut writer = SlotWriter::open(&device.0).unwrap();
+    writer.write_at(0, &pattern(2, 8 << 20)).unwrap();
+    // Without a sync, what was handed over is in the device itself: the kernel keeps no dirty pages of it.
+    let stat = format!(
+        "/sys/block/{}/stat",
+        device.0.file_name().unwrap().to_str().unwrap()
+    );
+    let sectors_written = || -> u64 {
+        let text = fs::read_to_string(&stat).unwrap();
+        text.split_whitespace().nth(6).unwrap().parse().unwrap()
+    };
+    assert!(sectors_written() >= 7 << 11, "{}", sectors_written());
+    writer.finish().unwrap();
 }
 
 #[test]

@@ -133,6 +133,16 @@ impl DeviceMedium {
     }
 }
 
+impl Drop for DeviceMedium {
+    fn drop(&mut self) {
+        if !self.is_device {
+            // Closing is not enough: a process that is just being started still has a copy of the descriptor,
+            // and would hold the lock a moment longer. Where unlocking fails, closing is all there is.
+            let _ = self.file.unlock();
+        }
+    }
+}
+
 impl Medium for DeviceMedium {
     fn capacity(&self) -> u64 {
         self.capacity

@@ -58,6 +58,11 @@ impl Half {
         gaps
     }
 
+    /// How many bytes are known.
+    pub(super) fn known(&self) -> usize {
+        self.known.iter().map(ExactSizeIterator::len).sum()
+    }
+
     /// Puts what is known over `unit`; true when that changed anything.
     pub(super) fn overlay(&self, unit: &mut [u8]) -> bool {
         let mut changed = false;

@@ -186,18 +186,18 @@ impl SlotWriter {
             hold_head(slot, head)?;
             return slot.put(offset, &gather.buf[range]);
         }
-        let mut right = 0;
-        for run in differing(
-            &gather.buf[range.clone()],
-            &bounce[range.clone()],
-            &mut right,
-        ) {
+        let (runs, right) = differing(&gather.buf[range.clone()], &bounce[range.clone()]);
+        for run in &runs {
             hold_head(slot, head)?;
             let run = range.start + run.start..range.start + run.end;
             slot.put(gather.start + run.start as u64, &gather.buf[run])?;
         }
+        let written = |place: usize| runs.iter().any(|run| run.contains(&(place - range.start)));
         glance.learn(right, length);
-        slot.report.bytes_skipped += right as u64;
+        // What the medium itself gave to a unit that stays was not to be written.
+        let filled = unknown.iter().filter(|part| !written(part.start));
+        let filled: usize = filled.map(ExactSizeIterator::len).sum();
+        slot.report.bytes_skipped += (right - filled) as u64;
         Ok(())
     }
 
@@ -208,20 +208,21 @@ impl SlotWriter {
         self.slot.salvage(offset, unit);
         if half.overlay(unit) {
             hold_head(&mut self.slot, &mut self.head)?;
-            self.slot.put(offset, unit)?;
+            return self.slot.put(offset, unit);
         }
+        self.slot.report.bytes_skipped += half.known() as u64;
         Ok(())
     }
 }
 
-/// Ranges of whole units in which `new` and `old` differ; adds the length of the others to `right`.
-fn differing(new: &[u8], old: &[u8], right: &mut usize) -> Vec<Range<usize>> {
+/// Ranges of whole units in which `new` and `old` differ, and the length of all others together.
+fn differing(new: &[u8], old: &[u8]) -> (Vec<Range<usize>>, usize) {
     let mut runs: Vec<Range<usize>> = Vec::new();
-    let mut start = 0;
+    let (mut start, mut right) = (0, 0);
     for (new, old) in new.chunks(UNIT).zip(old.chunks(UNIT)) {
         let end = start + new.len();
         if new == old {
-            *right += new.len();
+            right += new.len();
         } else {
             match runs.last_mut() {
                 Some(run) if run.end == start => run.end = end,
@@ -230,7 +231,7 @@ fn differing(new: &[u8], old: &[u8], right: &mut usize) -> Vec<Range<usize>> {
         }
         start = end;
     }
-    runs
+    (runs, right)
 }
 
 #[cfg(test)]
@@ -244,8 +245,7 @@ mod tests {
         for place in [UNIT, 2 * UNIT + 5, 5 * UNIT + 99] {
             new[place] = 1;
         }
-        let mut right = 0;
-        let runs = differing(&new, &old, &mut right);
+        let (runs, right) = differing(&new, &old);
         assert_eq!(runs, [UNIT..3 * UNIT, 5 * UNIT..5 * UNIT + 100]);
         assert_eq!(right, 3 * UNIT);
     }

@@ -2,175 +2,15 @@
 //! lost, errors of the nth request, sectors that cannot be read. Real devices are in
 //! `tests/slot_writer.rs`.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    sync::{Arc, Mutex},
-};
+mod disk;
+mod holes;
+mod model;
+mod several;
+mod wear;
 
-use proptest::prelude::*;
-
+use self::disk::{FakeDisk, SECTOR};
 use super::*;
 use crate::update::failure::Coded;
-
-const SECTOR: usize = 512;
-
-#[derive(Default)]
-struct State {
-    /// What survives a power cut for certain.
-    durable: Vec<u8>,
-    /// Sectors written since the last sync, in order.
-    unsynced: Vec<(usize, Vec<u8>)>,
-    /// Sectors that cannot be read until they are written.
-    bad: BTreeSet<usize>,
-    /// Writes and syncs so far, the failed one included.
-    operations: usize,
-    /// The operation that fails, and every one after it when the power is gone.
-    fails_at: Option<usize>,
-    power_cut: bool,
-}
-
-#[derive(Clone)]
-struct FakeDisk {
-    state: Arc<Mutex<State>>,
-    block: usize,
-    /// Whether it zeroes by itself.
-    zeroes: bool,
-}
-
-impl FakeDisk {
-    fn new(contents: &[u8], block: usize) -> Self {
-        let state = State {
-            durable: contents.to_vec(),
-            ..State::default()
-        };
-        Self {
-            state: Arc::new(Mutex::new(state)),
-            block,
-            zeroes: true,
-        }
-    }
-
-    fn failing_at(self, operation: usize, power_cut: bool) -> Self {
-        {
-            let mut state = self.state.lock().unwrap();
-            state.fails_at = Some(operation);
-            state.power_cut = power_cut;
-        }
-        self
-    }
-
-    fn writer(&self) -> SlotWriter {
-        SlotWriter::over(Path::new("/dev/fake"), Box::new(self.clone()))
-    }
-
-    fn operations(&self) -> usize {
-        self.state.lock().unwrap().operations
-    }
-
-    /// What is read now.
-    fn contents(&self) -> Vec<u8> {
-        self.after_cut(|_| true)
-    }
-
-    /// What is on the medium after the power failed now and of the unsynced sectors those survived that
-    /// `survives` says.
-    fn after_cut(&self, mut survives: impl FnMut(usize) -> bool) -> Vec<u8> {
-        let state = self.state.lock().unwrap();
-        let mut contents = state.durable.clone();
-        for (number, (offset, bytes)) in state.unsynced.iter().enumerate() {
-            if survives(number) {
-                contents[*offset..*offset + bytes.len()].copy_from_slice(bytes);
-            }
-        }
-        contents
-    }
-}
-
-impl State {
-    fn operation(&mut self) -> io::Result<()> {
-        self.operations += 1;
-        let failed = match self.fails_at {
-            Some(at) if self.power_cut => self.operations >= at,
-            Some(at) => self.operations == at,
-            None => false,
-        };
-        if failed {
-            Err(io::Error::other("injected"))
-        } else {
-            Ok(())
-        }
-    }
-}
-
-impl Medium for FakeDisk {
-    fn capacity(&self) -> u64 {
-        self.state.lock().unwrap().durable.len() as u64
-    }
-
-    fn block(&self) -> usize {
-        self.block
-    }
-
-    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.check_alignment(offset, buf);
-        let start = at(offset);
-        let state = self.state.lock().unwrap();
-        if (start..start + buf.len()).any(|byte| state.bad.contains(&(byte / SECTOR))) {
-            return Err(io::Error::other("unreadable sector"));
-        }
-        drop(state);
-        buf.copy_from_slice(&self.contents()[start..start + buf.len()]);
-        Ok(())
-    }
-
-    fn write(&mut self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.check_alignment(offset, buf);
-        let mut state = self.state.lock().unwrap();
-        let done = state.operation();
-        // A failed write may have reached the medium in part: its sectors are up to the cut to decide.
-        let mut start = at(offset);
-        for sector in buf.chunks(SECTOR) {
-            state.bad.remove(&(start / SECTOR));
-            state.unsynced.push((start, sector.to_vec()));
-            start += sector.len();
-        }
-        done
-    }
-
-    fn zero(&mut self, offset: u64, length: u64) -> io::Result<bool> {
-        if !self.zeroes {
-            return Ok(false);
-        }
-        let zeros = AlignedBuf::new(at(length));
-        self.write(offset, &zeros)?;
-        Ok(true)
-    }
-
-    fn next_data(&mut self, offset: u64, _end: u64) -> u64 {
-        offset
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        let mut state = self.state.lock().unwrap();
-        state.operation()?;
-        for (offset, bytes) in std::mem::take(&mut state.unsynced) {
-            state.durable[offset..offset + bytes.len()].copy_from_slice(&bytes);
-        }
-        Ok(())
-    }
-}
-
-impl FakeDisk {
-    fn check_alignment(&self, offset: u64, buf: &[u8]) {
-        if self.block > 1 {
-            assert!(offset.is_multiple_of(self.block as u64), "offset {offset}");
-            assert!(buf.len().is_multiple_of(self.block), "length {}", buf.len());
-            assert_eq!(buf.as_ptr().addr() % SECTOR, 0, "address of the buffer");
-        }
-        assert!(offset + buf.len() as u64 <= self.capacity());
-    }
-}
 
 /// Bytes without a zero, different for each `seed` and place.
 fn pattern(seed: u64, length: usize) -> Vec<u8> {
@@ -184,23 +24,71 @@ fn pattern(seed: u64, length: usize) -> Vec<u8> {
     (0..length).map(|_| next()).collect()
 }
 
-/// What the installer does: compare, write what differs, sync now and then, finish.
-fn install(disk: &FakeDisk, image: &[u8], piece: usize) -> Result<WriteReport, SlotWriteError> {
+/// In what order an image is written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Order {
+    /// From begin to end.
+    Straight,
+    /// Every other piece, then the others, as when some come from elsewhere.
+    Jumping,
+}
+
+/// What the installer does: compare, write what differs, make holes, sync now and then, finish.
+fn install(
+    disk: &FakeDisk,
+    image: &[u8],
+    piece: usize,
+    order: Order,
+) -> Result<WriteReport, SlotWriteError> {
     let mut writer = disk.writer();
     writer.check_fits(image.len() as u64)?;
-    let mut held = vec![0; piece];
-    for (number, wanted) in image.chunks(piece).enumerate() {
-        let offset = (number * piece) as u64;
-        let held = &mut held[..wanted.len()];
-        // A place that cannot be read is a place that differs.
-        if writer.read_at(offset, held).is_err() || held != wanted {
-            writer.write_at(offset, wanted)?;
+    fill(image, piece, order, |step| match step {
+        Step::Piece(offset, wanted, later) => {
+            let mut held = vec![0; wanted.len()];
+            // A place that cannot be read is a place that differs.
+            if writer.read_at(offset, &mut held).is_ok() && held == wanted {
+                Ok(())
+            } else if wanted.iter().all(|byte| *byte == 0) {
+                writer.zero_at(offset, wanted.len() as u64)
+            } else {
+                writer.write_piece(offset, wanted, later)
+            }
         }
-        if number % 7 == 6 {
-            writer.sync()?;
+        Step::Sync => writer.sync(),
+    })?;
+    writer.finish()
+}
+
+enum Step<'a> {
+    Piece(u64, &'a [u8], Neighbours),
+    Sync,
+}
+
+/// Gives `image` in pieces, and syncs between them, to `act`.
+fn fill<'a>(
+    image: &'a [u8],
+    piece: usize,
+    order: Order,
+    mut act: impl FnMut(Step<'a>) -> Result<(), SlotWriteError>,
+) -> Result<(), SlotWriteError> {
+    let pieces: Vec<_> = image.chunks(piece).enumerate().collect();
+    let (first, second): (Vec<_>, Vec<_>) = pieces
+        .iter()
+        .partition(|(number, _)| order == Order::Straight || number % 2 == 1);
+    for (pass, pieces) in [first, second].into_iter().enumerate() {
+        let jumped = order == Order::Jumping && pass == 0;
+        let later = Neighbours {
+            before: jumped,
+            after: jumped,
+        };
+        for (number, bytes) in pieces {
+            act(Step::Piece((number * piece) as u64, bytes, later))?;
+            if number % 7 == 6 {
+                act(Step::Sync)?;
+            }
         }
     }
-    writer.finish()
+    Ok(())
 }
 
 /// The three things a medium may hold at any instant, from the module's documentation.
@@ -237,20 +125,33 @@ fn images(seed: u64) -> (Vec<u8>, Vec<u8>) {
     for range in [2000..9000, 70_000..100_000, 200_000..420_000] {
         new[range.clone()].copy_from_slice(&old[range]);
     }
+    // Holes: in the head, over whole pieces of the installer, and with odd ends.
+    for range in [30_000..50_000, 143_000..190_000, 460_000..555_555] {
+        new[range].fill(0);
+    }
     (old, new)
 }
 
 #[test]
 fn a_power_cut_at_any_write_or_sync_never_leaves_a_half_image_with_a_head() {
+    cut_everywhere(Order::Straight);
+}
+
+#[test]
+fn a_power_cut_while_units_wait_never_leaves_a_half_image_with_a_head() {
+    cut_everywhere(Order::Jumping);
+}
+
+fn cut_everywhere(order: Order) {
     let (old, new) = images(1);
     let disk = FakeDisk::new(&old, 512);
-    install(&disk, &new, 29_000).unwrap();
+    install(&disk, &new, 29_000, order).unwrap();
     assert_eq!(disk.contents(), new);
     let operations = disk.operations();
     assert!(operations > 12, "{operations}");
     for cut in 1..=operations {
         let disk = FakeDisk::new(&old, 512).failing_at(cut, true);
-        let error = install(&disk, &new, 29_000).unwrap_err();
+        let error = install(&disk, &new, 29_000, order).unwrap_err();
         assert!(
             ["slot-write-failed", "slot-sync-failed"].contains(&error.code()),
             "{error}"
@@ -268,9 +169,9 @@ fn a_power_cut_at_any_write_or_sync_never_leaves_a_half_image_with_a_head() {
             assert_never_half(&left, &old, &new, &format!("cut {cut}, seed {seed}"));
 
             let resumed = FakeDisk::new(&left, 512);
-            install(&resumed, &new, 29_000).unwrap();
+            install(&resumed, &new, 29_000, order).unwrap();
             assert_eq!(resumed.contents(), new, "cut {cut}, seed {seed}");
-            assert!(resumed.state.lock().unwrap().unsynced.is_empty());
+            assert!(resumed.all_is_durable());
         }
     }
 }
@@ -282,10 +183,10 @@ fn a_head_that_only_looks_blank_is_synced_before_anything_else_is_written() {
     for killed in 1..=4 {
         for cut in 1..=20 {
             let disk = FakeDisk::new(&old, 512).failing_at(killed, true);
-            install(&disk, &new, 29_000).unwrap_err();
+            install(&disk, &new, 29_000, Order::Straight).unwrap_err();
             let disk = disk.failing_at(killed + cut, true);
             // Late cuts find the second run finished.
-            let _ = install(&disk, &new, 29_000);
+            let _ = install(&disk, &new, 29_000, Order::Straight);
             for seed in 0..6 {
                 let dice = pattern(seed * 77 + cut as u64, 20_000);
                 let left = disk.after_cut(|n| dice[n % dice.len()].is_multiple_of(2));
@@ -300,7 +201,7 @@ fn an_error_of_any_write_or_sync_poisons_the_writer() {
     let (old, new) = images(3);
     let operations = {
         let disk = FakeDisk::new(&old, 4096);
-        install(&disk, &new, 50_000).unwrap();
+        install(&disk, &new, 50_000, Order::Straight).unwrap();
         disk.operations()
     };
     for failing in 1..=operations {
@@ -337,7 +238,7 @@ fn an_error_of_any_write_or_sync_poisons_the_writer() {
 fn a_slot_that_holds_everything_is_synced_but_not_written() {
     let (_, new) = images(5);
     let disk = FakeDisk::new(&new, 512);
-    let report = install(&disk, &new, 29_000).unwrap();
+    let report = install(&disk, &new, 29_000, Order::Straight).unwrap();
     assert_eq!(
         (report.bytes_written, report.writes, report.syncs > 0),
         (0, 0, true)
@@ -401,13 +302,13 @@ fn nothing_is_written_past_the_end_and_the_writer_goes_on() {
 #[test]
 fn unreadable_sectors_heal_by_being_written() {
     let (old, new) = images(11);
-    let disk = FakeDisk::new(&old, 512);
-    // One in the head, one inside a range that differs, one where a range ends.
-    disk.state.lock().unwrap().bad = [3, 500, 29_000 * 15 / SECTOR].into();
-    let report = install(&disk, &new, 29_000).unwrap();
+    // One in the head, one inside a range that differs, one where a range ends, one in a hole.
+    let bad = [3, 870, 29_000 * 15 / SECTOR, 300];
+    let disk = FakeDisk::new(&old, 512).with_bad_sectors(&bad);
+    let report = install(&disk, &new, 29_000, Order::Straight).unwrap();
     assert_eq!(disk.contents(), new);
     assert!(report.bytes_unreadable > 0);
-    assert!(disk.state.lock().unwrap().bad.is_empty());
+    assert_eq!(disk.bad_sectors(), 0);
 }
 
 #[test]
@@ -427,44 +328,4 @@ fn sequential_writing_makes_few_large_requests() {
         report.bytes_written,
         (8 * REQUEST_BYTES) as u64 + HEAD_BYTES
     );
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-
-    /// Any ranges, in any order, with reads and syncs between: the slot ends as a plain array would.
-    #[test]
-    fn the_slot_ends_as_if_it_were_plain_memory(
-        block in prop::sample::select(vec![1_usize, 512, 4096]),
-        blocks in 1_usize..80,
-        odd in 0_usize..4096,
-        steps in prop::collection::vec((0.0..1.0_f64, 0_usize..40_000, 0_u8..4), 1..40),
-    ) {
-        let size = blocks * 4096 + if block == 1 { odd } else { 0 };
-        let old = pattern(21, size);
-        let mut model = old.clone();
-        let disk = FakeDisk::new(&old, block);
-        let mut writer = disk.writer();
-        for (number, (place, length, kind)) in steps.into_iter().enumerate() {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-            let start = (place * size as f64) as usize;
-            let end = size.min(start + length);
-            match kind {
-                0 => {
-                    let mut found = vec![0; end - start];
-                    writer.read_at(start as u64, &mut found).unwrap();
-                    prop_assert_eq!(&found, &model[start..end]);
-                }
-                1 => writer.sync().unwrap(),
-                _ => {
-                    let bytes = pattern(100 + number as u64, end - start);
-                    writer.write_at(start as u64, &bytes).unwrap();
-                    model[start..end].copy_from_slice(&bytes);
-                }
-            }
-        }
-        writer.finish().unwrap();
-        prop_assert_eq!(disk.contents(), model);
-        prop_assert!(disk.state.lock().unwrap().unsynced.is_empty());
-    }
 }

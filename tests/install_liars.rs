@@ -61,7 +61,7 @@ fn once(name: &'static str, ends: Ends, lie: Lie) -> Case {
     }
 }
 
-fn part<'a>(asked: &'a Asked) -> (&'a [u8], String) {
+fn part(asked: &Asked) -> (&[u8], String) {
     let Asked { start, end, .. } = *asked;
     (
         &asked.file[start..end],

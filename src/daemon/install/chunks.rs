@@ -9,9 +9,9 @@ use std::{io::Read, ops::Range};
 use super::{CHECKPOINT, Hashed, Installer, Start, error::InstallError};
 use crate::{
     daemon::source::Source,
-    image::{ChunkDecoder, ChunkEntry, Header},
+    image::{ChunkDecoder, ChunkEntry, Header, check_digest},
     platform::{slot_writer::SlotWriter, slots::InactiveSlot},
-    update::{digest::Sha256, failure::Failure, machine::Content, request::Request},
+    update::{failure::Failure, machine::Content, request::Request},
 };
 
 /// Up to this many bytes of frames that are not needed are fetched rather than starting a new request.
@@ -82,7 +82,7 @@ fn missing(
         buffer.resize(chunk.raw_len as usize, 0);
         // What cannot be read must be written: that is also how a bad sector heals.
         let readable = writer.read_at(chunk.raw_offset, &mut buffer).is_ok();
-        let present = readable && Sha256::of(&buffer) == chunk.sha256;
+        let present = readable && check_digest(&chunk, &buffer).is_ok();
         if present {
             installer.meter.add_reused(u64::from(chunk.raw_len));
             installer.meter.add_done(u64::from(chunk.raw_len));
@@ -136,7 +136,7 @@ impl Filling<'_> {
     /// Takes the frames of the chunks `run` from `reader`, one after the other.
     fn run(&mut self, run: Range<usize>, reader: &mut impl Read) -> Result<(), Failure> {
         let meter = &self.installer.meter;
-        let (mut frame, mut raw) = (Vec::new(), Vec::new());
+        let (mut frame, mut raw, mut prefix) = (Vec::new(), Vec::new(), Vec::new());
         for (number, chunk) in self
             .header
             .chunks()
@@ -152,7 +152,12 @@ impl Filling<'_> {
             if !self.needed[number] {
                 continue;
             }
-            let decoded = self.decoder.decode_chunk(&chunk, &frame, &mut raw);
+            // What is there already, or was written just now.
+            prefix.resize(chunk.prefix_len as usize, 0);
+            let before = chunk.raw_offset - u64::from(chunk.prefix_len);
+            let read = self.writer.read_at(before, &mut prefix);
+            read.map_err(|error| Failure::from(&error))?;
+            let decoded = self.decoder.decode_chunk(&chunk, &prefix, &frame, &mut raw);
             decoded.map_err(|error| Failure::from(&error))?;
             let written = self.writer.write_at(chunk.raw_offset, &raw);
             written.map_err(|error| Failure::from(&error))?;
@@ -183,6 +188,7 @@ impl Filling<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::ChunkDigest;
 
     fn chunks(lengths: &[u32]) -> Vec<ChunkEntry> {
         let mut file_offset = 1000;
@@ -192,7 +198,9 @@ mod tests {
                 raw_len: 4096,
                 file_offset,
                 frame_len: *frame_len,
-                sha256: Sha256::of(b""),
+                digest: ChunkDigest::of(b""),
+                prefix_len: 0,
+                zeros: false,
             };
             file_offset += u64::from(*frame_len);
             entry

@@ -31,6 +31,8 @@
 //! | [`chunk`], [`check`] | one chunk; the whole file |
 //! | [`trust`], [`public_key`], [`signature`], [`signing`] | who may sign; checking; making |
 //! | [`mod@build`] | making an image |
+//! | [`find`] | chunks of an image in other bytes |
+//! | [`plan`] | which chunks a device needs, and the requests that bring them |
 //! | [`plain`] | images without a manifest: raw, gzip, xz, zstd |
 
 pub mod build;
@@ -38,6 +40,7 @@ pub mod check;
 pub mod chunk;
 pub mod cut;
 pub mod error;
+pub mod find;
 mod frame;
 mod group;
 pub mod header;
@@ -45,6 +48,7 @@ pub mod index;
 pub mod limits;
 pub mod manifest;
 pub mod plain;
+pub mod plan;
 pub mod public_key;
 pub mod signature;
 pub mod signing;
@@ -59,6 +63,7 @@ pub use header::{Header, ManifestFrame, VerifiedManifest};
 pub use index::{ChunkDigest, ChunkEntry, ChunkIndex, Chunks};
 pub use manifest::{Chunking, Manifest, PartitionImage};
 pub use plain::{ImageKind, PlainError, PlainKind, plain_decoder};
+pub use plan::{Missing, Run, runs};
 pub use public_key::{KeyFileError, KeyId, PublicKey};
 pub use signature::{Signature, SignatureKind, Signatures};
 pub use signing::{SigningError, SigningKey};

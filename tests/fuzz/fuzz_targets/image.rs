@@ -8,20 +8,23 @@ use fwupdated::{
 };
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: (u8, u64, &[u8])| {
-    let (chunks, size, bytes) = input;
-    let chunks = usize::from(chunks % 8);
-    let (entries, rest) = bytes.split_at(bytes.len().min(chunks * 40));
-    let mut index = b"FWUPDIDX".to_vec();
-    index.extend((chunks as u64).to_le_bytes());
-    index.extend(entries);
-    let payload = Sha256::of(rest);
+fuzz_target!(|input: (u8, u16, u32, u32, &[u8])| {
+    let (chunks, split, boot, size, bytes) = input;
+    let (entries, frames) = bytes.split_at(usize::from(split).min(bytes.len()));
+    let index = [b"FWUPDIDX", entries].concat();
+    // Whole sectors, in one partition or two.
+    let (boot, size) = (u64::from(boot) * 512, u64::from(size) * 512);
+    let any = Sha256::of(frames);
+    let image = |target: &str, size: u64| format!(r#"{{"target":"{target}","size":{size},"sha256":"{any}"}}"#);
+    let images = match boot {
+        0 => image("rootfs", size),
+        _ => format!("{},{}", image("boot", boot), image("rootfs", size)),
+    };
     let manifest = format!(
         r#"{{"format":1,"name":"n","version":"1","compatible":["b"],"created":"2026-01-02T03:04:05Z",
-        "securityEpoch":0,"payload":{{"size":{size},"sha256":"{payload}"}},
-        "images":[{{"target":"rootfs","size":{size},"sha256":"{payload}"}}],
-        "chunking":{{"method":"any"}},
-        "index":{{"sha256":"{}","chunks":{chunks},"size":{}}}}}"#,
+        "securityEpoch":0,"payload":{{"size":{},"sha256":"{any}"}},"images":[{images}],
+        "chunking":{{"method":"any"}},"index":{{"sha256":"{}","chunks":{chunks},"size":{}}}}}"#,
+        boot + size,
         Sha256::of(&index),
         index.len(),
     );
@@ -35,14 +38,25 @@ fuzz_target!(|input: (u8, u64, &[u8])| {
     file.extend(0x184D_2A5B_u32.to_le_bytes());
     file.extend((index.len() as u32).to_le_bytes());
     file.extend(&index);
-    file.extend(rest);
+    file.extend(frames);
 
     let mut reader = file.as_slice();
     let header = ManifestFrame::read(&mut reader)
         .and_then(|frame| frame.accept_unsigned())
         .and_then(|manifest| manifest.read_index(&mut reader));
-    if let Ok(header) = header {
-        assert_eq!(header.index().len(), chunks);
-        let _ = check_payload(&header, &mut reader, &mut |_| ());
+    let Ok(header) = header else {
+        return;
+    };
+    assert_eq!(header.chunks().count(), usize::from(chunks));
+    let (mut raw, mut at) = (0, header.payload_offset());
+    for chunk in header.chunks() {
+        assert_eq!((chunk.raw_offset, chunk.file_offset), (raw, at));
+        assert!(chunk.raw_len > 0 && u64::from(chunk.prefix_len) <= raw);
+        raw += u64::from(chunk.raw_len);
+        at += u64::from(chunk.frame_len);
+        // No chunk spans the border of two partitions.
+        assert!(boot == 0 || raw <= boot || chunk.raw_offset >= boot);
     }
+    assert_eq!(raw, boot + size);
+    let _ = check_payload(&header, &mut reader, &mut |_| ());
 });

@@ -19,7 +19,7 @@ fuzz_target!(|answers: Vec<(u8, String, Vec<u8>)>| {
     };
     let began = Instant::now();
     let mut now = began;
-    let mut registration = Registration::new(&enrollment, Jitter::seeded(1), now);
+    let mut registration = Registration::new(&enrollment, LONGEST, Jitter::seeded(1), now);
     let mut sent = 0;
     for (seconds, tail, payload) in answers {
         now += Duration::from_secs(seconds.into());

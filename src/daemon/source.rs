@@ -51,7 +51,7 @@ impl Source {
     pub fn new(fetcher: Fetcher, uri: PackageUri, meter: Arc<Meter>, cancel: Cancel) -> Self {
         let (seen, failure) = (Mutex::new(None), Arc::default());
         Self {
-            fetcher,
+            fetcher: fetcher.afresh(),
             uri,
             runtime: Handle::current(),
             meter,

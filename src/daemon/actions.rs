@@ -314,6 +314,7 @@ impl Run {
     fn installer(&self) -> Installer {
         Installer {
             fetcher: self.context.fetcher.clone(),
+            connections: self.context.config.fetch.connections,
             trust: self.context.config.trust.clone(),
             meter: self.meter.clone(),
             cancel: self.cancel.clone(),

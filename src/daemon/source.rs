@@ -64,7 +64,7 @@ impl Source {
     /// A source whose downloads run on the present runtime.
     pub fn new(fetcher: Fetcher, uri: PackageUri, meter: Arc<Meter>, cancel: Cancel) -> Self {
         let line = Line {
-            fetcher,
+            fetcher: fetcher.afresh(),
             uri,
             meter,
             cancel,

@@ -10,14 +10,27 @@
 //!
 //! Rules: https unless the host is listed in `fetch.insecure_hosts`; a redirect never leads from https to
 //! http; the `Authorization` header goes to the hosts in `fetch.authorization_hosts` only, and never along
-//! with a redirect to another origin; no automatic decompression (it
-//! would break ranges and hashes); no time limit on a whole body, only on silence and on a drip. The query of a URL is a
-//! secret: neither errors nor logs contain it.
+//! with a redirect to another origin; the device's certificate is shown to the hosts in
+//! `fetch.client_certificate_hosts` only; no automatic decompression (it would break ranges and hashes); no time
+//! limit on a whole body, only on silence and on a drip. The query of a URL is a secret: neither errors nor logs
+//! contain it.
+//!
+//! Several downloads may run at once. They share the connections, the bandwidth limit (`fetch.rate_limit`) and
+//! the time without progress after which all of them give up: while one of them gets bytes, another may go on
+//! trying.
 
 mod answer;
+mod clients;
+mod codes;
 mod download;
 mod error;
 mod patience;
+mod rate;
+mod refusal;
+mod request;
+mod signed;
+mod together;
+mod unanswered;
 mod validator;
 
 use std::{
@@ -29,21 +42,18 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{
-    Client, Method, Request, Response, StatusCode, Url,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, IF_RANGE, LOCATION, RANGE},
-    redirect,
-};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tracing::warn;
 
 use self::{
-    answer::{Answer, content_range, text_of},
-    patience::{Patience, retry_after},
-    validator::ContentRange,
+    answer::Answer,
+    clients::Clients,
+    patience::Patience,
+    rate::Rate,
+    together::{Member, Together},
 };
 pub use self::{
     download::Download,
@@ -52,12 +62,8 @@ pub use self::{
 };
 use crate::{
     config::FetchConfig,
-    platform::tls,
     update::{failure::Failure, uri::PackageUri},
 };
-
-/// Most of an error page that is read to find out what a refusal means.
-const ERROR_PAGE_BYTES: usize = 16 * 1024;
 
 /// A download waits before it asks again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,22 +76,26 @@ pub struct Retrying {
     pub pause: Duration,
 }
 
-/// Downloads files. Cheap to clone; clones share connections and counters.
+/// Downloads files. Cheap to clone; clones share connections, counters, the bandwidth limit and, unless
+/// [`Fetcher::afresh`] made them, the time that is left for trying.
 #[derive(Clone)]
-pub struct Fetcher(Arc<Inner>);
+pub struct Fetcher {
+    inner: Arc<Inner>,
+    together: Arc<Together>,
+}
 
 struct Inner {
-    client: Client,
+    clients: Clients,
     insecure_hosts: Vec<String>,
     authorization_file: Option<PathBuf>,
     authorization_hosts: Vec<String>,
     connect_timeout: Duration,
     read_timeout: Duration,
-    give_up_after: Duration,
     retry_max: Duration,
     max_redirects: u8,
+    connections: usize,
+    rate: Option<Rate>,
     received: AtomicU64,
-    retrying: watch::Sender<Option<Retrying>>,
 }
 
 impl Fetcher {
@@ -94,44 +104,49 @@ impl Fetcher {
     /// # Errors
     /// When the CA certificates or the proxy settings cannot be used.
     pub fn new(config: &FetchConfig) -> Result<Self, FetchError> {
-        let mut tls = (*tls::client_config(config.ca_file.as_deref())?).clone();
-        // One body at a time: HTTP/2 would have nothing to multiplex, and blob stores speak 1.1.
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let client = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .http1_only()
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .connect_timeout(config.connect_timeout)
-            .user_agent(concat!("fwupdated/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(FetchError::Setup)?;
-        Ok(Self(Arc::new(Inner {
-            client,
+        let inner = Inner {
+            clients: Clients::new(config)?,
             insecure_hosts: config.insecure_hosts.clone(),
             authorization_file: config.authorization_file.clone(),
             authorization_hosts: config.authorization_hosts.clone(),
             connect_timeout: config.connect_timeout,
             read_timeout: config.read_timeout,
-            give_up_after: config.give_up_after,
             retry_max: config.retry_max,
             max_redirects: config.max_redirects,
+            connections: config.connections,
+            rate: config.rate_limit.map(Rate::new),
             received: AtomicU64::new(0),
-            retrying: watch::Sender::new(None),
-        })))
+        };
+        let retrying = watch::Sender::new(None);
+        let together = Together::new(config.give_up_after, config.read_timeout, retrying);
+        Ok(Self {
+            inner: Arc::new(inner),
+            together,
+        })
+    }
+
+    /// The same fetcher for another update: the time that it may go on without progress begins anew, whatever
+    /// failed before. The downloads that it and its clones open share that time.
+    #[must_use]
+    pub fn afresh(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            together: self.together.afresh(),
+        }
     }
 
     /// Bytes of bodies received so far by this fetcher and its clones, those included that a server sent
     /// again because it ignores ranges.
     #[must_use]
     pub fn bytes_received(&self) -> u64 {
-        self.0.received.load(Ordering::Relaxed)
+        self.inner.received.load(Ordering::Relaxed)
     }
 
-    /// Tells when a download waits before it asks again, and `None` when it goes on.
+    /// Tells when the download is at a halt, because each part of it that is under way waits before it asks
+    /// again; `None` when it goes on, or ended.
     #[must_use]
     pub fn retrying(&self) -> watch::Receiver<Option<Retrying>> {
-        self.0.retrying.subscribe()
+        self.together.retrying()
     }
 
     /// Asks for `range` of the file at `uri`, again and again while that may help. With `expect` it must
@@ -149,12 +164,12 @@ impl Fetcher {
         if range.end.is_some_and(|end| end <= range.start) {
             return Ok(Download::empty(self, uri, range, expect));
         }
-        let mut patience = self.patience();
+        let (member, mut patience) = (self.together.join(), self.patience());
         loop {
             match self.ask(uri, range, expect).await {
                 Ok(answer) => {
-                    self.goes_on();
-                    return Ok(Download::new(self, uri, range, answer));
+                    member.answered();
+                    return Ok(Download::new(self, uri, range, answer, member, patience));
                 }
                 // An empty file has no first byte that could be asked for.
                 Err(FetchError::RangeUnsatisfiable {
@@ -168,7 +183,7 @@ impl Fetcher {
                     };
                     return Ok(Download::empty(self, uri, range, Some(&empty)));
                 }
-                Err(error) => sleep_until(self.schedule(uri, error, &mut patience)?).await,
+                Err(error) => sleep_until(schedule(uri, error, &mut patience, &member)?).await,
             }
         }
     }
@@ -208,185 +223,45 @@ impl Fetcher {
     }
 
     fn patience(&self) -> Patience {
-        Patience::new(self.0.retry_max, self.0.give_up_after, self.0.read_timeout)
+        let Inner {
+            retry_max,
+            read_timeout,
+            connections,
+            ..
+        } = *self.inner;
+        Patience::new(retry_max, read_timeout, connections)
     }
+}
 
-    fn goes_on(&self) {
-        self.0
-            .retrying
-            .send_if_modified(|retrying| retrying.take().is_some());
+/// When to try again after `error`, which everyone who watches is told.
+///
+/// # Errors
+/// `error` itself when nothing is to be hoped for.
+fn schedule(
+    uri: &PackageUri,
+    error: FetchError,
+    patience: &mut Patience,
+    member: &Member,
+) -> Result<Instant, FetchError> {
+    if !error.may_pass() {
+        return Err(error);
     }
-
-    /// When to try again after `error`, which everyone who watches is told.
-    ///
-    /// # Errors
-    /// `error` itself when nothing is to be hoped for.
-    fn schedule(
-        &self,
-        uri: &PackageUri,
-        error: FetchError,
-        patience: &mut Patience,
-    ) -> Result<Instant, FetchError> {
-        if !error.may_pass() {
-            return Err(error);
-        }
-        let Some(pause) = patience.pause(Instant::now(), error.retry_after()) else {
-            return Err(error);
-        };
-        let reason = Failure::from(&error);
-        let attempts = patience.attempts();
-        warn!(%uri, fwupdated_error_code = reason.code, attempts, ?pause, "download waits: {}", reason.message);
-        self.0.retrying.send_replace(Some(Retrying {
-            reason,
-            attempts,
-            pause,
-        }));
-        Ok(Instant::now() + pause)
+    let now = Instant::now();
+    let left = member.left(now);
+    if left.is_zero() {
+        return Err(error);
     }
-
-    /// One request for `range`, redirects included; the answer is checked against it and `before`.
-    async fn ask(
-        &self,
-        uri: &PackageUri,
-        range: ByteRange,
-        before: Option<&Validator>,
-    ) -> Result<Answer, FetchError> {
-        uri.check_transport(&self.0.insecure_hosts)?;
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if range != ByteRange::WHOLE {
-            let last = range
-                .end
-                .map_or_else(String::new, |end| (end - 1).to_string());
-            let value = format!("bytes={}-{last}", range.start);
-            headers.insert(RANGE, header(&value).expect("digits are a valid header"));
-            // A tag that is no valid header cannot have come from one; without it the answer is compared
-            // all the same.
-            if let Some(value) = before.and_then(Validator::if_range).and_then(header) {
-                headers.insert(IF_RANGE, value);
-            }
-        }
-        let response = self.follow(uri, &headers).await?;
-        match response.status() {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
-                Answer::judge(uri, range, before, response)
-            }
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                let total = match content_range(&response) {
-                    Some(ContentRange::Unsatisfied { total }) => Some(total),
-                    _ => None,
-                };
-                let length = before.and_then(|before| before.length);
-                Err(match (length, total) {
-                    (Some(length), Some(total)) if length != total => FetchError::Changed {
-                        uri: uri.to_string(),
-                        what: format!("{length} bytes before, {total} now"),
-                    },
-                    _ => FetchError::RangeUnsatisfiable {
-                        uri: uri.to_string(),
-                        start: range.start,
-                        total,
-                    },
-                })
-            }
-            status => Err(self.refusal(uri, status, response).await),
-        }
-    }
-
-    /// Sends the request and follows redirects; the answer is none.
-    async fn follow(&self, uri: &PackageUri, headers: &HeaderMap) -> Result<Response, FetchError> {
-        let mut url = uri.secret().clone();
-        // Whoever sends an update chooses its address, but not who hears the secret; plain http would show it
-        // to everyone on the way.
-        let trusted = url.scheme() == "https" && uri.is_at_one_of(&self.0.authorization_hosts);
-        let mut authorization = match &self.0.authorization_file {
-            Some(file) if trusted => Some(read_authorization(file).await?),
-            _ => None,
-        };
-        for _ in 0..=self.0.max_redirects {
-            let mut request = Request::new(Method::GET, url.clone());
-            *request.headers_mut() = headers.clone();
-            if let Some(value) = &authorization {
-                request.headers_mut().insert(AUTHORIZATION, value.clone());
-            }
-            let response = self.send(uri, request).await?;
-            let status = response.status();
-            if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(response);
-            }
-            let next =
-                redirect_target(&url, &response).ok_or_else(|| FetchError::RedirectInvalid {
-                    uri: uri.to_string(),
-                    status,
-                })?;
-            let host = next.host_str().unwrap_or_default();
-            let listed = |host: &str| {
-                let mut hosts = self.0.insecure_hosts.iter();
-                hosts.any(|listed| listed.eq_ignore_ascii_case(host))
-            };
-            if next.scheme() == "http" && (url.scheme() == "https" || !listed(host)) {
-                return Err(FetchError::RedirectInsecure {
-                    uri: uri.to_string(),
-                    host: host.to_owned(),
-                });
-            }
-            if next.origin() != url.origin() {
-                // For good: a way back must not bring it back.
-                authorization = None;
-            }
-            url = next;
-        }
-        Err(FetchError::RedirectLimit {
-            uri: uri.to_string(),
-            limit: self.0.max_redirects,
-        })
-    }
-
-    async fn send(&self, uri: &PackageUri, request: Request) -> Result<Response, FetchError> {
-        let host = request.url().host_str().unwrap_or_default().to_owned();
-        let after = self.0.connect_timeout + self.0.read_timeout;
-        match timeout(after, self.0.client.execute(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(FetchError::from_send(
-                error,
-                uri,
-                &host,
-                self.0.connect_timeout,
-            )),
-            Err(_) => Err(FetchError::NoAnswer {
-                uri: uri.to_string(),
-                host,
-                after,
-            }),
-        }
-    }
-
-    /// What a status that brings no file means.
-    async fn refusal(
-        &self,
-        uri: &PackageUri,
-        status: StatusCode,
-        response: Response,
-    ) -> FetchError {
-        let uri = uri.to_string();
-        match status.as_u16() {
-            404 | 410 => FetchError::NotFound { uri, status },
-            401 | 403 => {
-                let page = timeout(self.0.read_timeout, error_page(response)).await;
-                if page.is_ok_and(|page| tells_of_expiry(&page)) {
-                    FetchError::UrlExpired { uri, status }
-                } else {
-                    FetchError::Forbidden { uri, status }
-                }
-            }
-            408 | 425 | 429 | 500..=599 => FetchError::Busy {
-                uri,
-                status,
-                retry_after: retry_after(response.headers()),
-            },
-            _ => FetchError::Status { uri, status },
-        }
-    }
+    let pause = patience.pause(left, error.retry_after());
+    let reason = Failure::from(&error);
+    let attempts = patience.attempts();
+    warn!(%uri, fwupdated_error_code = reason.code, attempts, ?pause, "download waits: {}", reason.message);
+    let retrying = Retrying {
+        reason,
+        attempts,
+        pause,
+    };
+    member.waits(retrying, now);
+    Ok(now + pause)
 }
 
 impl std::fmt::Debug for Fetcher {
@@ -395,52 +270,4 @@ impl std::fmt::Debug for Fetcher {
             .field("received", &self.bytes_received())
             .finish_non_exhaustive()
     }
-}
-
-fn header(text: &str) -> Option<HeaderValue> {
-    HeaderValue::from_str(text).ok()
-}
-
-fn redirect_target(from: &Url, response: &Response) -> Option<Url> {
-    let target = from.join(text_of(response, LOCATION)?).ok()?;
-    let usable = matches!(target.scheme(), "https" | "http") && target.has_host();
-    usable.then_some(target)
-}
-
-/// Read for each request, so that a token in it may be renewed while the daemon runs.
-async fn read_authorization(file: &PathBuf) -> Result<HeaderValue, FetchError> {
-    let text = tokio::fs::read_to_string(file).await.map_err(|source| {
-        FetchError::AuthorizationUnreadable {
-            file: file.clone(),
-            source,
-        }
-    })?;
-    let line = text.trim();
-    let mut value = header(line)
-        .filter(|_| !line.is_empty())
-        .ok_or_else(|| FetchError::AuthorizationInvalid { file: file.clone() })?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-async fn error_page(mut response: Response) -> String {
-    let mut page = Vec::new();
-    while let Ok(Some(bytes)) = response.chunk().await {
-        page.extend_from_slice(&bytes);
-        if page.len() >= ERROR_PAGE_BYTES {
-            break;
-        }
-    }
-    String::from_utf8_lossy(&page).into_owned()
-}
-
-/// How Azure, S3 and Google Cloud Storage say that a signed URL is outside its time frame.
-fn tells_of_expiry(page: &str) -> bool {
-    [
-        "Signature not valid in the specified time frame",
-        "Request has expired",
-        "ExpiredToken",
-    ]
-    .iter()
-    .any(|sign| page.contains(sign))
 }

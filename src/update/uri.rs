@@ -84,16 +84,7 @@ impl PackageUri {
     /// port alone, one without means every port.
     #[must_use]
     pub fn is_at_one_of(&self, listed: &[String]) -> bool {
-        let with_port = self
-            .0
-            .port_or_known_default()
-            .map(|port| format!("{}:{port}", self.host()));
-        listed.iter().any(|entry| {
-            entry.eq_ignore_ascii_case(self.host())
-                || with_port
-                    .as_ref()
-                    .is_some_and(|host| entry.eq_ignore_ascii_case(host))
-        })
+        is_listed(&self.0, listed)
     }
 
     /// Refuses plain `http` unless the host is in `insecure_hosts` (compared without regard to case).
@@ -119,6 +110,21 @@ impl PackageUri {
         url.set_path(&format!("{}{suffix}", self.0.path()));
         Self(url)
     }
+}
+
+/// See [`PackageUri::is_at_one_of`], for any address.
+#[must_use]
+pub fn is_listed(url: &Url, listed: &[String]) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let with_port = url
+        .port_or_known_default()
+        .map(|port| format!("{host}:{port}"));
+    listed.iter().any(|entry| {
+        entry.eq_ignore_ascii_case(host)
+            || with_port
+                .as_ref()
+                .is_some_and(|host| entry.eq_ignore_ascii_case(host))
+    })
 }
 
 impl FromStr for PackageUri {

@@ -81,7 +81,12 @@ async fn serve(
         .to_owned();
     asked.lock().unwrap().push(target.clone());
     let allowed = rules.authorization.is_none_or(|expected| {
-        request.contains(&format!("\r\nProxy-Authorization: {expected}\r\n"))
+        request.lines().any(|line| {
+            let header = line.split_once(": ");
+            header.is_some_and(|(name, value)| {
+                name.eq_ignore_ascii_case("proxy-authorization") && value == expected
+            })
+        })
     });
     let refusal = if !allowed {
         Some("407 Proxy Authentication Required")

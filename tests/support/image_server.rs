@@ -174,6 +174,7 @@ pub(crate) struct ImageServer {
     scheme: &'static str,
     port: u16,
     dir: TempDir,
+    ca: Option<Ca>,
     down: watch::Sender<bool>,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
@@ -187,23 +188,33 @@ impl ImageServer {
 
     /// An HTTPS server whose certificate is for another name than its own.
     pub(crate) fn start_for_name(name: &str) -> Self {
-        Self::run(Some((&[name], (2020, 1, 1), (2120, 1, 1))))
+        Self::run(Some((&[name], (2020, 1, 1), (2120, 1, 1))), false)
+    }
+
+    /// An HTTPS server that wants a certificate of its own CA from each client
+    /// ([`Self::make_client_certificate`]).
+    pub(crate) fn start_for_known_clients() -> Self {
+        Self::run(
+            Some((&["localhost", "127.0.0.1"], (2020, 1, 1), (2120, 1, 1))),
+            true,
+        )
     }
 
     /// An HTTPS server whose certificate is valid between these days (year, month, day).
     pub(crate) fn start_with_validity(from: (i32, u8, u8), to: (i32, u8, u8)) -> Self {
-        Self::run(Some((&["localhost", "127.0.0.1"], from, to)))
+        Self::run(Some((&["localhost", "127.0.0.1"], from, to)), false)
     }
 
     /// A server without TLS.
     pub(crate) fn start_plain() -> Self {
-        Self::run(None)
+        Self::run(None, false)
     }
 
-    fn run(certificate: Option<(&[&str], Day, Day)>) -> Self {
+    fn run(certificate: Option<(&[&str], Day, Day)>, known_clients: bool) -> Self {
         let dir = TempDir::with_prefix("image-server").unwrap();
-        let tls =
-            certificate.map(|(names, from, to)| make_certificates(dir.path(), names, from, to));
+        let made = certificate
+            .map(|(names, from, to)| make_certificates(dir.path(), names, from, to, known_clients));
+        let (tls, ca) = made.unzip();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let shared = Arc::new(Shared::default());
         let (down, down_now) = watch::channel(false);
@@ -232,6 +243,7 @@ impl ImageServer {
             scheme,
             port,
             dir,
+            ca,
             down,
             stop,
             thread: Some(thread),
@@ -255,6 +267,19 @@ impl ImageServer {
     /// The CA certificate (PEM) that signed the server's.
     pub(crate) fn ca_file(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
+    }
+
+    /// A certificate (PEM) that this server's CA signs, and its key.
+    pub(crate) fn make_client_certificate(&self, name: &str) -> (String, String) {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let key = rcgen::KeyPair::generate().unwrap();
+        let ca = self.ca.as_ref().expect("a server with TLS");
+        let certificate = params.signed_by(&key, ca).unwrap();
+        (certificate.pem(), key.serialize_pem())
     }
 
     /// Puts a file there, with a new entity tag each time.
@@ -362,13 +387,20 @@ impl Drop for ImageServer {
 }
 
 type Day = (i32, u8, u8);
+type Ca = rcgen::CertifiedIssuer<'static, rcgen::KeyPair>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no test panics while it holds a lock")
 }
 
-/// Writes `ca.pem`; gives the server's side.
-fn make_certificates(dir: &Path, names: &[&str], from: Day, to: Day) -> TlsAcceptor {
+/// Writes `ca.pem`; gives the server's side, and the CA.
+fn make_certificates(
+    dir: &Path,
+    names: &[&str],
+    from: Day,
+    to: Day,
+    known_clients: bool,
+) -> (TlsAcceptor, Ca) {
     let day = |(year, month, day)| rcgen::date_time_ymd(year, month, day);
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
     params
@@ -387,16 +419,25 @@ fn make_certificates(dir: &Path, names: &[&str], from: Day, to: Day) -> TlsAccep
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = params.signed_by(&key, &ca).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
+    let config = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
+        .unwrap();
+    let config = if known_clients {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca.der().clone()).unwrap();
+        let verifier =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+        config.with_client_cert_verifier(verifier.build().unwrap())
+    } else {
+        config.with_no_client_auth()
+    };
+    let config = config
         .with_single_cert(
             vec![certificate.der().clone()],
             rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
         )
         .unwrap();
-    TlsAcceptor::from(Arc::new(config))
+    (TlsAcceptor::from(Arc::new(config)), ca)
 }
 
 async fn accept(

@@ -2,7 +2,10 @@
 
 use reqwest::{
     Response, StatusCode,
-    header::{ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_RANGE, HeaderName},
+    header::{
+        ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue,
+        TRANSFER_ENCODING,
+    },
 };
 
 use super::{
@@ -22,6 +25,8 @@ pub(super) struct Answer {
     pub(super) total: Option<u64>,
     pub(super) validator: Validator,
     pub(super) ranges: bool,
+    /// It says that it is a web page; its first bytes tell whether it is.
+    pub(super) page: bool,
 }
 
 impl Answer {
@@ -42,6 +47,24 @@ impl Answer {
                 encoding: encoding.chars().take(40).collect(),
             });
         }
+        let other = |value: &HeaderValue| {
+            let value = value.as_bytes().trim_ascii();
+            !value.is_empty() && !value.eq_ignore_ascii_case(b"chunked")
+        };
+        if headers.get_all(TRANSFER_ENCODING).iter().any(other) {
+            return Err(FetchError::ContentEncoding {
+                uri: uri.to_string(),
+                encoding: "in the transfer".to_owned(),
+            });
+        }
+        let kind = |prefix: &str| {
+            let kind = text_of(&response, CONTENT_TYPE)
+                .unwrap_or_default()
+                .trim_start();
+            kind.get(..prefix.len())
+                .is_some_and(|kind| kind.eq_ignore_ascii_case(prefix))
+        };
+        let page = kind("text/html");
         let length = response.content_length();
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let (at, end, total) = if partial {
@@ -54,6 +77,11 @@ impl Answer {
                 _ if range == ByteRange::WHOLE => {
                     return Err(mismatch(
                         "a part, though the whole was asked for".to_owned(),
+                    ));
+                }
+                _ if kind("multipart/") => {
+                    return Err(mismatch(
+                        "several parts, though one was asked for".to_owned(),
                     ));
                 }
                 Some(ContentRange::Bytes { start, end, total }) => (start, end, total),
@@ -71,9 +99,30 @@ impl Answer {
         } else {
             (0, length, length)
         };
+        // The whole file ends before the part begins: a page has that length, or the file never had more.
+        if let (None, false, Some(length)) = (before, partial, length)
+            && range.start > 0
+            && length <= range.start
+        {
+            let uri = uri.to_string();
+            return Err(match page {
+                true => FetchError::WebPage { uri },
+                false => FetchError::RangeUnsatisfiable {
+                    uri,
+                    start: range.start,
+                    total,
+                },
+            });
+        }
         let validator = Validator::from_headers(headers, total);
         let compared = before.map(|before| before.compare(&validator));
         match compared {
+            // Something on the way answers in the server's place.
+            Some(Comparison::Changed(_) | Comparison::Unknown) if page => {
+                return Err(FetchError::WebPageMidway {
+                    uri: uri.to_string(),
+                });
+            }
             Some(Comparison::Changed(what)) => {
                 return Err(FetchError::Changed {
                     uri: uri.to_string(),
@@ -99,6 +148,7 @@ impl Answer {
             total,
             validator,
             ranges,
+            page,
         })
     }
 }

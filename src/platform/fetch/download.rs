@@ -5,7 +5,10 @@ use std::{pin::Pin, sync::atomic::Ordering, time::Duration};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::{Answer, ByteRange, FetchError, Fetcher, Validator, patience::Patience};
+use super::{
+    Answer, ByteRange, FetchError, Fetcher, Validator, patience::Patience, schedule,
+    together::Member,
+};
 use crate::update::uri::PackageUri;
 
 /// How long to wait for the end of a body all of whose bytes are here.
@@ -31,6 +34,9 @@ pub struct Download {
     /// The server ended a body whose length it had not told: that is the end.
     ended: bool,
     patience: Patience,
+    /// Among those that are under way; `None` when there was nothing to ask for.
+    member: Option<Member>,
+    /// Not to read or ask before: a pause after a failure, or the bandwidth limit.
     resume_at: Option<Instant>,
 }
 
@@ -40,8 +46,12 @@ impl Download {
         uri: &PackageUri,
         range: ByteRange,
         answer: Answer,
+        member: Member,
+        patience: Patience,
     ) -> Self {
         Self {
+            member: Some(member),
+            patience,
             total: answer.total,
             validator: answer.validator.clone(),
             ranges: answer.ranges,
@@ -70,6 +80,7 @@ impl Download {
             silent_until: None,
             ended: false,
             patience: fetcher.patience(),
+            member: None,
             resume_at: None,
         }
     }
@@ -110,6 +121,7 @@ impl Download {
         loop {
             if self.finished() {
                 self.leave().await?;
+                self.member = None;
                 return Ok(None);
             }
             if let Some(resume_at) = self.resume_at {
@@ -118,20 +130,23 @@ impl Download {
             }
             match self.step().await {
                 Ok(Some(bytes)) => {
-                    self.patience.progress(bytes.len() as u64);
-                    self.fetcher.goes_on();
+                    self.patience.progress();
+                    self.member().progress(bytes.len() as u64, Instant::now());
                     return Ok(Some(bytes));
                 }
                 Ok(None) => {}
                 Err(error) => {
                     self.body = None;
-                    let resume_at = self
-                        .fetcher
-                        .schedule(&self.uri, error, &mut self.patience)?;
+                    let member = self.member.as_ref().expect("it is not finished");
+                    let resume_at = schedule(&self.uri, error, &mut self.patience, member)?;
                     self.resume_at = Some(resume_at);
                 }
             }
         }
+    }
+
+    fn member(&self) -> &Member {
+        self.member.as_ref().expect("only what is under way asks")
     }
 
     /// One past the last byte to give out, if it is known.
@@ -148,10 +163,11 @@ impl Download {
 
     /// Asks or reads once. `None`: no new byte yet, but no error either.
     async fn step(&mut self) -> Result<Option<Bytes>, FetchError> {
-        let Some(body) = &mut self.body else {
+        if self.body.is_none() {
             return self.resume().await.map(|()| None);
-        };
-        if let Some((bytes, after)) = self.patience.too_slow() {
+        }
+        let alone = self.patience.too_slow();
+        if let Some((bytes, after)) = alone.or_else(|| self.member().too_slow()) {
             return Err(FetchError::TooSlow {
                 uri: self.uri.to_string(),
                 at: self.next,
@@ -159,14 +175,17 @@ impl Download {
                 after,
             });
         }
-        let silence = self.fetcher.0.read_timeout;
+        let silence = self.fetcher.inner.read_timeout;
+        let body = self.body.as_mut().expect("it was there just now");
         let until = *self
             .silent_until
             .get_or_insert_with(|| Instant::now() + silence);
         let came = timeout_at(until, body.response.chunk()).await;
         self.silent_until = None;
         let began = until - silence;
-        self.patience.waited(began.elapsed().min(silence));
+        let ended = Instant::now().min(until);
+        self.patience.waited(ended.saturating_duration_since(began));
+        self.member().waited(began, ended);
         match came {
             Ok(Ok(Some(bytes))) => self.accept(bytes),
             Ok(Ok(None)) => self.body_ended().map(|()| None),
@@ -215,8 +234,20 @@ impl Download {
     fn accept(&mut self, mut bytes: Bytes) -> Result<Option<Bytes>, FetchError> {
         let body = self.body.as_mut().expect("bytes come from a body");
         let came = bytes.len() as u64;
-        self.fetcher.0.received.fetch_add(came, Ordering::Relaxed);
+        let inner = &self.fetcher.inner;
+        inner.received.fetch_add(came, Ordering::Relaxed);
         self.patience.received(came);
+        if let Some(member) = &self.member {
+            member.received(came);
+        }
+        if let Some(rate) = &inner.rate {
+            self.resume_at = Some(rate.take(came, Instant::now()));
+        }
+        if body.at == 0 && body.page && bytes.trim_ascii_start().starts_with(b"<") {
+            return Err(FetchError::WebPage {
+                uri: self.uri.to_string(),
+            });
+        }
         let start = body.at;
         body.at += came;
         if let Some(promised) = body.end.or(self.total)

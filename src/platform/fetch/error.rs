@@ -3,16 +3,11 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use jiff::Timestamp;
-use reqwest::StatusCode;
-use rustls::CertificateError;
+use reqwest::{StatusCode, Url};
 
 use crate::{
-    platform::tls::{self, TlsError},
-    update::{
-        failure::{Class, Coded},
-        uri::{PackageUri, UriError},
-    },
+    platform::{device_certificate::CertificateError, tls::TlsError},
+    update::uri::UriError,
 };
 
 /// Why a download failed.
@@ -42,12 +37,57 @@ pub enum FetchError {
         /// The file.
         file: PathBuf,
     },
-    /// No connection, or it broke before an answer came.
+    /// The file with the proxy's user and password cannot be used.
+    #[error("{} must be readable and hold `user:password`; check fetch.proxy_authorization_file", .file.display())]
+    ProxyAuthorizationFile {
+        /// The file.
+        file: PathBuf,
+        /// What the system says; `None` when it is read, but holds something else.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The proxy wants user and password, or others.
+    #[error(
+        "the proxy wants a user and a password, or others, to lead to {host}; check fetch.proxy_authorization_file, or the proxy variables of the daemon"
+    )]
+    ProxyAuthorization {
+        /// Where it was to lead.
+        host: String,
+    },
+    /// The device's certificate for image servers cannot be used.
+    #[error(
+        "the client certificate cannot be used; check fetch.client_certificate_file and fetch.client_key_file"
+    )]
+    ClientCertificateFile(#[from] CertificateError),
+    /// The server wants a certificate, or another one.
+    #[error("{host} refuses this device's certificate ({why}); {advice}")]
+    ClientCertificateRefused {
+        /// Who.
+        host: String,
+        /// In the words of TLS, or of the server.
+        why: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// No connection.
     #[error("cannot reach {host} for {uri}; check the network, DNS and proxy")]
     Unreachable {
         /// What was asked for.
         uri: String,
         /// Who was asked; another host than the URL's after a redirect.
+        host: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// An answer began and did not come whole, or it is no HTTP.
+    #[error(
+        "{host} gave no usable answer for {uri}: it broke off or is not HTTP; look at the server, or at a proxy on the way"
+    )]
+    AnswerBroken {
+        /// What was asked for.
+        uri: String,
+        /// Who was asked.
         host: String,
         /// Why.
         #[source]
@@ -116,23 +156,56 @@ pub enum FetchError {
     },
     /// The server refuses this device.
     #[error(
-        "the server refuses access to {uri} ({status}); check the URL's signature, or fetch.authorization_file and fetch.authorization_hosts"
+        "the server refuses access to {uri} ({status}{}); check the URL's signature, or fetch.authorization_file and fetch.authorization_hosts",
+        .said.as_ref().map_or_else(String::new, |said| format!(": {said}"))
     )]
     Forbidden {
         /// What was asked for.
         uri: String,
         /// The status.
         status: StatusCode,
+        /// The store's error code, if it named one.
+        said: Option<String>,
     },
-    /// The signed URL is outside its time frame.
+    /// The signed URL's time is over.
     #[error(
-        "the signed URL for {uri} is not valid at this time ({status}); send the update again with a new URL"
+        "the signed URL for {uri} is not valid any more: {when} ({status}); send the update again with a new URL"
     )]
     UrlExpired {
         /// What was asked for.
         uri: String,
         /// The status.
         status: StatusCode,
+        /// Since when, in words.
+        when: String,
+    },
+    /// The signed URL's time has not come.
+    #[error(
+        "the signed URL for {uri} is valid from {from} on ({status}); clocks differ, so sign URLs without a start time, or with one some minutes ago"
+    )]
+    UrlNotYetValid {
+        /// What was asked for.
+        uri: String,
+        /// The status.
+        status: StatusCode,
+        /// Its start.
+        from: String,
+    },
+    /// A web page came instead of the file.
+    #[error(
+        "the server answered with a web page instead of the file at {uri}: a login page, or a notice of a proxy or a public network; check the URL and how the device gets outside"
+    )]
+    WebPage {
+        /// What was asked for.
+        uri: String,
+    },
+    /// A web page came instead of the rest of a file that was there before.
+    #[error(
+        "a web page comes instead of the rest of {uri}: a notice of a proxy or a public network, which has to pass; check how the device gets outside"
+    )]
+    WebPageMidway {
+        /// What was asked for.
+        uri: String,
     },
     /// A status that means no download.
     #[error("the server answered {status} for {uri}, which is no download; check the URL")]
@@ -161,6 +234,14 @@ pub enum FetchError {
         uri: String,
         /// The most that are followed.
         limit: u8,
+    },
+    /// Redirects in a circle.
+    #[error("{uri} redirects in a circle, back to {back_to}; fix the server")]
+    RedirectLoop {
+        /// What was asked for.
+        uri: String,
+        /// An address that came twice, without its query.
+        back_to: String,
     },
     /// A redirect without a usable target.
     #[error("{uri} redirects ({status}) to no usable address; fix the server")]
@@ -278,159 +359,23 @@ pub enum FetchError {
     },
 }
 
-impl Coded for FetchError {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Tls(error) => error.code(),
-            Self::Setup(_) => "fetch-setup",
-            Self::Transport(error) => error.code(),
-            Self::AuthorizationUnreadable { .. } => "authorization-file-unreadable",
-            Self::AuthorizationInvalid { .. } => "authorization-file-invalid",
-            Self::Unreachable { .. } => "server-unreachable",
-            Self::NoAnswer { .. } => "server-no-answer",
-            Self::CertificateTime { .. } => "certificate-time",
-            Self::UnknownIssuer { .. } => "certificate-unknown-issuer",
-            Self::CertificateInvalid { .. } => "certificate-invalid",
-            Self::Busy { .. } => "server-busy",
-            Self::NotFound { .. } => "image-not-found",
-            Self::Forbidden { .. } => "image-forbidden",
-            Self::UrlExpired { .. } => "url-expired",
-            Self::Status { .. } => "http-status",
-            Self::RedirectInsecure { .. } => "redirect-insecure",
-            Self::RedirectLimit { .. } => "redirect-limit",
-            Self::RedirectInvalid { .. } => "redirect-invalid",
-            Self::Changed { .. } => "image-changed",
-            Self::RangeIgnored { .. } => "range-ignored",
-            Self::RangeMismatch { .. } => "range-mismatch",
-            Self::RangeUnsatisfiable { .. } => "range-unsatisfiable",
-            Self::ContentEncoding { .. } => "content-encoding",
-            Self::Dropped { .. } => "download-dropped",
-            Self::Stalled { .. } => "download-stalled",
-            Self::TooSlow { .. } => "download-too-slow",
-            Self::TooLong { .. } => "body-too-long",
-            Self::TooLarge { .. } => "file-too-large",
+/// What to do about a refused certificate: show one at all, or look at it.
+pub(super) fn certificate_advice(shows: bool) -> &'static str {
+    match shows {
+        true => {
+            "check fetch.client_certificate_file: its dates, and whether that server trusts who signed it"
         }
-    }
-
-    fn class(&self) -> Class {
-        match self {
-            Self::Tls(error) => error.class(),
-            Self::Transport(error) => error.class(),
-            Self::Unreachable { .. }
-            | Self::NoAnswer { .. }
-            | Self::Busy { .. }
-            | Self::Dropped { .. }
-            | Self::Stalled { .. }
-            | Self::TooSlow { .. }
-            // The whole update may start over with the new file; this download cannot go on.
-            | Self::Changed { .. } => Class::Retry,
-            Self::CertificateTime { .. } => Class::Wait,
-            Self::Setup(_)
-            | Self::AuthorizationUnreadable { .. }
-            | Self::AuthorizationInvalid { .. }
-            | Self::UnknownIssuer { .. }
-            | Self::CertificateInvalid { .. }
-            | Self::NotFound { .. }
-            | Self::Forbidden { .. }
-            | Self::UrlExpired { .. }
-            | Self::Status { .. }
-            | Self::RedirectInsecure { .. }
-            | Self::RedirectLimit { .. }
-            | Self::RedirectInvalid { .. }
-            | Self::RangeIgnored { .. }
-            | Self::RangeMismatch { .. }
-            | Self::RangeUnsatisfiable { .. }
-            | Self::ContentEncoding { .. }
-            | Self::TooLong { .. }
-            | Self::TooLarge { .. } => Class::Final,
+        false => {
+            "it asks for one: set fetch.client_certificate_file and list the host in fetch.client_certificate_hosts"
         }
     }
 }
 
-impl FetchError {
-    /// Whether asking again for the same bytes may help.
-    pub(super) fn may_pass(&self) -> bool {
-        match self {
-            Self::Changed { .. } => false,
-            _ => self.class() != Class::Final,
-        }
-    }
-
-    /// How long the server asked to wait.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Busy { retry_after, .. } => *retry_after,
-            _ => None,
-        }
-    }
-
-    /// What a request that got no answer means.
-    pub(super) fn from_send(
-        error: reqwest::Error,
-        uri: &PackageUri,
-        host: &str,
-        after: Duration,
-    ) -> Self {
-        let host = host.to_owned();
-        // Everything else that goes wrong in a handshake may be an accident on the way.
-        if let Some(rustls::Error::InvalidCertificate(problem)) = tls::error_in(&error) {
-            return Self::from_certificate(problem.clone(), host);
-        }
-        if error.is_timeout() {
-            return Self::NoAnswer {
-                uri: uri.to_string(),
-                host,
-                after,
-            };
-        }
-        Self::Unreachable {
-            uri: uri.to_string(),
-            host,
-            source: error.without_url(),
-        }
-    }
-
-    fn from_certificate(problem: CertificateError, host: String) -> Self {
-        match problem {
-            CertificateError::NotValidYet => Self::CertificateTime {
-                host,
-                problem: "is not valid yet".to_owned(),
-            },
-            CertificateError::NotValidYetContext { time, not_before } => Self::CertificateTime {
-                host,
-                problem: format!(
-                    "is not valid before {}, and this device's clock says {}",
-                    moment(not_before.as_secs()),
-                    moment(time.as_secs())
-                ),
-            },
-            CertificateError::Expired => Self::CertificateTime {
-                host,
-                problem: "has expired".to_owned(),
-            },
-            CertificateError::ExpiredContext { time, not_after } => Self::CertificateTime {
-                host,
-                problem: format!(
-                    "expired at {}, and this device's clock says {}",
-                    moment(not_after.as_secs()),
-                    moment(time.as_secs())
-                ),
-            },
-            // A CA of the right name with another key is as unknown as any.
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                Self::UnknownIssuer { host }
-            }
-            other => Self::CertificateInvalid {
-                host,
-                source: rustls::Error::InvalidCertificate(other),
-            },
-        }
-    }
-}
-
-fn moment(seconds: u64) -> String {
-    i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| Timestamp::from_second(seconds).ok())
-        .map_or_else(|| "an unknown time".to_owned(), |time| time.to_string())
+/// An address without its secrets.
+pub(super) fn shown(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let port = url
+        .port()
+        .map_or_else(String::new, |port| format!(":{port}"));
+    format!("{}://{host}{port}{}", url.scheme(), url.path())
 }

@@ -18,10 +18,11 @@ const MIB: usize = 1 << 20;
 const SLOT: usize = 8 * MIB;
 
 /// How a raw image is packed: the name's end, and the program that packs it.
-const KINDS: [(&str, &[&str]); 4] = [
+const KINDS: [(&str, &[&str]); 5] = [
     ("img", &["cat"]),
     ("img.gz", &["gzip", "-c"]),
     ("img.xz", &["xz", "-c"]),
+    ("img.bz2", &["bzip2", "-c"]),
     ("img.zst", &["zstd", "-c", "-q"]),
 ];
 

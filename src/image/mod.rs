@@ -27,7 +27,7 @@
 //! | [`chunk`], [`check`] | one chunk; the whole file |
 //! | [`trust`], [`public_key`], [`signature`], [`signing`] | who may sign; checking; making |
 //! | [`mod@build`] | making an image |
-//! | [`plain`] | images without a manifest: raw, gzip, xz, zstd |
+//! | [`plain`] | images without a manifest: raw, gzip, xz, bzip2, zstd |
 
 pub mod build;
 pub mod check;

@@ -1,4 +1,4 @@
-//! Fills a slot from a plain image: raw, gzip, xz or zstd, streamed through its decompressor.
+//! Fills a slot from a plain image: raw, gzip, xz, bzip2 or zstd, streamed through its decompressor.
 //!
 //! Whether the file is the right one is known only at its end, so the slot's first block is written only
 //! after digest or signature matched. Blocks that are right already are not written again.

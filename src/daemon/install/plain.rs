@@ -1,13 +1,14 @@
 //! Fills a slot from a plain image: raw, gzip, xz, bzip2 or zstd, streamed through its decompressor.
 //!
-//! Whether the file is the right one is known only at its end, so the slot's first block is written only
+//! One thread receives and decompresses, one hashes, one compares and writes, so that network, processor and
+//! medium overlap. Whether the file is the right one is known only at its end, so the slot's first block is written only
 //! after digest or signature matched. Blocks that are right already are not written again.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use ring::digest;
 
-use super::{CHECKPOINT, Hashed, Installer, Start};
+use super::{Hashed, Installer, Start, filling::CHECKPOINT, pipeline::pipeline};
 use crate::{
     daemon::source::Source,
     image::{DetachedVerifier, PlainError, PlainKind, plain_decoder},
@@ -15,8 +16,10 @@ use crate::{
     update::{digest::Sha256, failure::Failure, machine::Content, request::Request},
 };
 
-/// Block in which the image is compared and written, bytes.
+/// The raw image goes from thread to thread in blocks of so many bytes.
 const BLOCK: usize = 256 << 10;
+/// Blocks under way.
+const BLOCKS: usize = 6;
 
 /// Writes the image that `start` begins.
 pub fn install(
@@ -36,7 +39,7 @@ pub fn install(
             Some(verifier.map_err(|error| Failure::from(&error))?)
         }
     };
-    let mut writer = SlotWriter::open(slot.path()).map_err(|error| Failure::from(&error))?;
+    let writer = SlotWriter::open(slot.path()).map_err(|error| Failure::from(&error))?;
     let size = source.total().filter(|_| kind == PlainKind::Raw);
     if let Some(size) = size {
         writer
@@ -48,7 +51,14 @@ pub fn install(
         reader: Hashed::new(start),
         verifier,
     };
-    let content = fill(installer, source, kind, &mut file, &mut writer)?;
+    let mut target = Target {
+        installer,
+        writer,
+        size: 0,
+        since_sync: 0,
+        old: Vec::new(),
+    };
+    let content = fill(source, kind, &mut file, &mut target)?;
     let Signed { reader, verifier } = file;
     if let Some(verifier) = verifier {
         verifier.finish().map_err(|error| Failure::from(&error))?;
@@ -57,20 +67,22 @@ pub fn install(
         reader.expect(asked, source)?;
     }
     installer.cancel.check()?;
-    let report = writer.finish().map_err(|error| Failure::from(&error))?;
+    let report = target
+        .writer
+        .finish()
+        .map_err(|error| Failure::from(&error))?;
     installer.meter.set_written(report.bytes_written);
     Ok(content)
 }
 
 /// Decompresses `file` into the slot, to the file's end.
 fn fill(
-    installer: &Installer,
     source: &Source,
     kind: PlainKind,
     file: &mut (impl Read + Send),
-    writer: &mut SlotWriter,
+    target: &mut Target<'_>,
 ) -> Result<Content, Failure> {
-    let explain = |error: std::io::Error| {
+    let explain = |error: io::Error| {
         source
             .take_failure()
             .unwrap_or_else(|| match PlainError::of(&error) {
@@ -80,46 +92,65 @@ fn fill(
     };
     let mut decoder = plain_decoder(kind, file).map_err(explain)?;
     let mut context = digest::Context::new(&digest::SHA256);
-    let (mut block, mut old) = (Vec::with_capacity(BLOCK), vec![0; BLOCK]);
-    let (mut size, mut since_sync) = (0, 0);
-    loop {
-        installer.cancel.check()?;
-        block.clear();
-        (&mut decoder)
-            .take(BLOCK as u64)
-            .read_to_end(&mut block)
-            .map_err(explain)?;
-        // The end of a download that broke off must not pass for the end of the file.
-        source.check()?;
-        if block.is_empty() {
-            break;
-        }
-        let length = block.len() as u64;
-        writer
-            .check_fits(size + length)
-            .map_err(|error| Failure::from(&error))?;
-        context.update(&block);
-        let old = &mut old[..block.len()];
-        if writer.read_at(size, old).is_ok() && *old == block[..] {
-            installer.meter.add_reused(length);
-        } else {
-            writer
-                .write_at(size, &block)
-                .map_err(|error| Failure::from(&error))?;
-            since_sync += length;
-        }
-        size += length;
-        installer.meter.set_done(size);
-        installer.meter.set_written(writer.bytes_written());
-        if since_sync >= CHECKPOINT {
-            writer.sync().map_err(|error| Failure::from(&error))?;
-            since_sync = 0;
-        }
-    }
+    let cancel = &target.installer.cancel;
+    pipeline(
+        (0..BLOCKS).map(|_| Vec::with_capacity(BLOCK)).collect(),
+        |block: &mut Vec<u8>| {
+            cancel.check()?;
+            block.clear();
+            (&mut decoder)
+                .take(BLOCK as u64)
+                .read_to_end(block)
+                .map_err(explain)?;
+            // The end of a download that broke off must not pass for the end of the file.
+            source.check()?;
+            Ok(!block.is_empty())
+        },
+        |block| {
+            context.update(block);
+            Ok(())
+        },
+        |block| target.put(block),
+    )?;
     Ok(Content {
-        size,
+        size: target.size,
         sha256: Sha256::from_ring(&context.finish()),
     })
+}
+
+/// The slot, and how far it is filled.
+struct Target<'a> {
+    installer: &'a Installer,
+    writer: SlotWriter,
+    /// Raw bytes so far.
+    size: u64,
+    since_sync: u64,
+    old: Vec<u8>,
+}
+
+impl Target<'_> {
+    /// Puts the next bytes of the image into the slot.
+    fn put(&mut self, block: &[u8]) -> Result<(), Failure> {
+        let (meter, length) = (&self.installer.meter, block.len() as u64);
+        let failed = |error| Failure::from(&error);
+        self.installer.cancel.check()?;
+        self.writer.check_fits(self.size + length).map_err(failed)?;
+        self.old.resize(block.len(), 0);
+        if self.writer.read_at(self.size, &mut self.old).is_ok() && self.old == block {
+            meter.add_reused(length);
+        } else {
+            self.writer.write_at(self.size, block).map_err(failed)?;
+            self.since_sync += length;
+        }
+        self.size += length;
+        meter.set_done(self.size);
+        meter.set_written(self.writer.bytes_written());
+        if self.since_sync >= CHECKPOINT {
+            self.writer.sync().map_err(failed)?;
+            self.since_sync = 0;
+        }
+        Ok(())
+    }
 }
 
 /// Feeds everything that is read through it to the signature check.
@@ -129,7 +160,7 @@ struct Signed<'a, R> {
 }
 
 impl<R: Read> Read for Signed<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.reader.read(buffer)?;
         if let Some(verifier) = &mut self.verifier {
             verifier.update(&buffer[..count]);

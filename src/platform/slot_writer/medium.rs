@@ -21,6 +21,14 @@ pub(super) trait Medium: Send {
     /// Writes all of `buf` at `offset`. Durable only after [`Medium::sync`].
     fn write(&mut self, offset: u64, buf: &[u8]) -> io::Result<()>;
 
+    /// Makes `length` bytes from `offset`, multiples of [`Medium::block`], zeros without their being written,
+    /// if the medium can; false: it cannot, and nothing was changed. Durable only after [`Medium::sync`].
+    fn zero(&mut self, offset: u64, length: u64) -> io::Result<bool>;
+
+    /// Where, from `offset` up to `end`, the first byte may be that is not zero, as far as that is known
+    /// without reading; `end`: there is none.
+    fn next_data(&mut self, offset: u64, end: u64) -> u64;
+
     /// Everything written so far is on the medium, not in any cache, when this returns `Ok`.
     fn sync(&mut self) -> io::Result<()>;
 }

@@ -1,8 +1,8 @@
 //! Fills a slot from a plain image: raw, gzip, xz, bzip2 or zstd, streamed through its decompressor.
 //!
-//! One thread receives and decompresses, one hashes, one compares and writes, so that network, processor and
-//! medium overlap. Whether the file is the right one is known only at its end, so the slot's first block is written only
-//! after digest or signature matched. Blocks that are right already are not written again.
+//! One thread receives and decompresses, one hashes, one writes, so that network, processor and medium
+//! overlap. Whether the file is the right one is known only at its end, so the slot's head is written only after digest
+//! or signature matched. What is right already is not written again, and holes are zeroed: the writer sees to both.
 
 use std::io::{self, Read};
 
@@ -12,7 +12,10 @@ use super::{Hashed, Installer, Start, filling::CHECKPOINT, pipeline::pipeline};
 use crate::{
     daemon::source::Source,
     image::{DetachedVerifier, PlainError, PlainKind, plain_decoder},
-    platform::{slot_writer::SlotWriter, slots::InactiveSlot},
+    platform::{
+        slot_writer::{SlotWriteError, SlotWriter},
+        slots::InactiveSlot,
+    },
     update::{digest::Sha256, failure::Failure, machine::Content, request::Request},
 };
 
@@ -20,6 +23,8 @@ use crate::{
 const BLOCK: usize = 256 << 10;
 /// Blocks under way.
 const BLOCKS: usize = 6;
+/// Zeros are looked for in pieces of so many bytes: a shorter hole is cheaper written.
+const PIECE: usize = 64 << 10;
 
 /// Writes the image that `start` begins.
 pub fn install(
@@ -39,12 +44,10 @@ pub fn install(
             Some(verifier.map_err(|error| Failure::from(&error))?)
         }
     };
-    let writer = SlotWriter::open(slot.path()).map_err(|error| Failure::from(&error))?;
+    let writer = SlotWriter::open(slot.path()).map_err(failed)?;
     let size = source.total().filter(|_| kind == PlainKind::Raw);
     if let Some(size) = size {
-        writer
-            .check_fits(size)
-            .map_err(|error| Failure::from(&error))?;
+        writer.check_fits(size).map_err(failed)?;
     }
     installer.meter.begin_writing(size.unwrap_or(0));
     let mut file = Signed {
@@ -55,8 +58,9 @@ pub fn install(
         installer,
         writer,
         size: 0,
+        hole: 0,
+        reused: 0,
         since_sync: 0,
-        old: Vec::new(),
     };
     let content = fill(source, kind, &mut file, &mut target)?;
     let Signed { reader, verifier } = file;
@@ -67,11 +71,7 @@ pub fn install(
         reader.expect(asked, source)?;
     }
     installer.cancel.check()?;
-    let report = target
-        .writer
-        .finish()
-        .map_err(|error| Failure::from(&error))?;
-    installer.meter.set_written(report.bytes_written);
+    target.finish()?;
     Ok(content)
 }
 
@@ -124,33 +124,75 @@ struct Target<'a> {
     writer: SlotWriter,
     /// Raw bytes so far.
     size: u64,
+    /// Of these, the zeros at the end that were not handed on yet.
+    hole: u64,
+    /// Bytes found right, as told to the meter.
+    reused: u64,
     since_sync: u64,
-    old: Vec<u8>,
 }
 
 impl Target<'_> {
     /// Puts the next bytes of the image into the slot.
     fn put(&mut self, block: &[u8]) -> Result<(), Failure> {
-        let (meter, length) = (&self.installer.meter, block.len() as u64);
-        let failed = |error| Failure::from(&error);
         self.installer.cancel.check()?;
-        self.writer.check_fits(self.size + length).map_err(failed)?;
-        self.old.resize(block.len(), 0);
-        if self.writer.read_at(self.size, &mut self.old).is_ok() && self.old == block {
-            meter.add_reused(length);
-        } else {
-            self.writer.write_at(self.size, block).map_err(failed)?;
+        self.writer
+            .check_fits(self.size + block.len() as u64)
+            .map_err(failed)?;
+        for piece in block.chunks(PIECE) {
+            let length = piece.len() as u64;
+            if is_zeros(piece) {
+                self.hole += length;
+            } else {
+                self.zero()?;
+                self.writer.write_at(self.size, piece).map_err(failed)?;
+            }
+            self.size += length;
             self.since_sync += length;
         }
-        self.size += length;
-        meter.set_done(self.size);
-        meter.set_written(self.writer.bytes_written());
+        if self.hole >= CHECKPOINT {
+            self.zero()?;
+        }
+        self.count();
         if self.since_sync >= CHECKPOINT {
             self.writer.sync().map_err(failed)?;
             self.since_sync = 0;
         }
         Ok(())
     }
+
+    /// Hands the zeros at the end on.
+    fn zero(&mut self) -> Result<(), Failure> {
+        let hole = std::mem::take(&mut self.hole);
+        if hole > 0 {
+            let start = self.size - hole;
+            self.writer.zero_at(start, hole).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self) {
+        let (meter, report) = (&self.installer.meter, self.writer.report());
+        meter.set_done(self.size);
+        meter.add_reused(report.bytes_skipped - self.reused);
+        self.reused = report.bytes_skipped;
+        meter.set_wear(&report);
+    }
+
+    /// Makes the slot whole.
+    fn finish(mut self) -> Result<(), Failure> {
+        self.zero()?;
+        self.count();
+        let report = self.writer.finish().map_err(failed)?;
+        self.installer.meter.set_wear(&report);
+        self.installer
+            .meter
+            .add_reused(report.bytes_skipped - self.reused);
+        Ok(())
+    }
+}
+
+fn failed(error: SlotWriteError) -> Failure {
+    Failure::from(&error)
 }
 
 /// Feeds everything that is read through it to the signature check.

@@ -191,6 +191,10 @@ impl Target<'_> {
     }
 }
 
+fn is_zeros(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
 fn failed(error: SlotWriteError) -> Failure {
     Failure::from(&error)
 }

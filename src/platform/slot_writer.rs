@@ -48,8 +48,10 @@ use counted::Counted;
 use device::{Access, DeviceMedium};
 use edges::Edges;
 use gather::{Gather, Glance};
-use medium::{AlignedBuf, BUFFER_ALIGN, Medium, ceil, floor};
+use medium::{Medium, ceil, floor};
 use tracing::debug;
+
+pub(super) use medium::{AlignedBuf, BUFFER_ALIGN};
 
 pub use error::SlotWriteError;
 pub use read_back::{read_back, read_back_parts};

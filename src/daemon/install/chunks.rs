@@ -6,7 +6,7 @@
 //! [`super::fetch`] downloads the rest. Every chunk is verified by its signed digest before it is written, wherever
 //! it comes from.
 
-use super::{Hashed, Installer, Start, fetch, filling::Filling, scan};
+use super::{Hashed, Installer, Start, fetch, filling::Filling, reuse, scan};
 use crate::{
     daemon::source::Source,
     image::Header,
@@ -28,6 +28,7 @@ pub fn install(
 ) -> Result<Content, Failure> {
     let mut filling = Filling::open(installer, header, slot)?;
     scan::scan(&mut filling)?;
+    reuse::reuse(&mut filling, slot.running())?;
     match request.sha256 {
         // A digest of the whole file can only be checked by reading the whole file.
         Some(asked) => {

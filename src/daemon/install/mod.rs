@@ -9,8 +9,11 @@ pub mod chunks;
 pub mod error;
 pub mod fetch;
 pub mod filling;
+pub mod piece;
 pub mod pipeline;
 pub mod plain;
+pub mod prefix;
+pub mod reuse;
 pub mod scan;
 
 use std::{

@@ -3,7 +3,7 @@
 use std::io;
 
 /// Alignment of every buffer: at least any device's demand on memory and any logical block size.
-pub(super) const BUFFER_ALIGN: usize = 4096;
+pub(in crate::platform) const BUFFER_ALIGN: usize = 4096;
 
 /// Bytes at offsets, past any cache. Implemented by real files and devices, and in tests by one that
 /// fails, loses power or has a bad sector on demand.
@@ -34,7 +34,7 @@ pub(super) trait Medium: Send {
 }
 
 /// A zeroed buffer that starts at a multiple of [`BUFFER_ALIGN`].
-pub(super) struct AlignedBuf {
+pub(in crate::platform) struct AlignedBuf {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
@@ -42,7 +42,7 @@ pub(super) struct AlignedBuf {
 
 impl AlignedBuf {
     /// A buffer of `len` zeros.
-    pub(super) fn new(len: usize) -> Self {
+    pub(in crate::platform) fn new(len: usize) -> Self {
         // Allocated with room to slide the start up to the boundary; never reallocated afterwards.
         let bytes = vec![0; len + BUFFER_ALIGN];
         let start = bytes.as_ptr().align_offset(BUFFER_ALIGN);

@@ -35,11 +35,10 @@ use super::{frame::MANIFEST_FRAME, header::IMAGE_MAGIC, limits::SECTOR};
 pub const DETECT_LEN: usize = 512;
 
 /// Most memory for xz, in bytes: enough for `xz -6`, its default (9 MiB), not for -7 (17 MiB) to -9.
-pub const XZ_MEMORY: u64 = 16 * 1024 * 1024;
+pub const XZ_MEMORY: u64 = 10 * 1024 * 1024;
 
-/// Largest zstd window, as a power of two: 16 MiB, enough for `zstd -19` (8 MiB), not for `--long` or
-/// `--ultra`.
-pub const ZSTD_WINDOW_LOG: u32 = 24;
+/// Largest zstd window, as a power of two: 8 MiB, enough for `zstd -19`, not for `--long` or `--ultra -20`.
+pub const ZSTD_WINDOW_LOG: u32 = 23;
 
 /// A file cannot be used as an image without a manifest.
 #[derive(Debug, thiserror::Error)]
@@ -75,12 +74,13 @@ pub enum PlainError {
     },
     /// It needs more memory than a device has to spare.
     #[error(
-        "the {kind} image needs more memory to decompress than the {} MiB allowed; compress it with {advice}",
-        XZ_MEMORY / 1024 / 1024
+        "the {kind} image needs more memory to decompress than a device has to spare ({limit}); compress it with {advice}"
     )]
     Memory {
         /// How it was compressed.
         kind: PlainKind,
+        /// How much may be needed.
+        limit: &'static str,
         /// What would fit.
         advice: &'static str,
     },
@@ -323,11 +323,15 @@ fn explain(kind: PlainKind, error: io::Error) -> io::Error {
         ) || zstd_window(error)
     };
     let plain = if too_much(&error) {
-        let advice = match kind {
-            PlainKind::Xz => "`xz -6`",
-            _ => "`zstd -19` without --long",
+        let (limit, advice) = match kind {
+            PlainKind::Xz => ("10 MiB", "`xz -6`"),
+            _ => ("a window of 8 MiB", "`zstd -19` without --long"),
         };
-        PlainError::Memory { kind, advice }
+        PlainError::Memory {
+            kind,
+            limit,
+            advice,
+        }
     } else {
         PlainError::Corrupt {
             kind,

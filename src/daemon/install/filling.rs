@@ -156,8 +156,7 @@ impl<'a> Filling<'a> {
 
     /// `length` bytes more are in place: syncs when it is time to.
     fn checkpoint(&mut self, length: u64) -> Result<(), Failure> {
-        let written = self.target.report().bytes_written;
-        self.installer.meter.set_written(written);
+        self.installer.meter.set_wear(&self.target.report());
         self.since_sync += length;
         if self.since_sync >= CHECKPOINT || self.synced.elapsed() >= CHECKPOINT_TIME {
             self.target.sync().map_err(|error| Failure::from(&error))?;
@@ -178,14 +177,17 @@ impl<'a> Filling<'a> {
     ///
     /// # Errors
     /// When the medium fails.
+    ///
+    /// # Panics
+    /// When something is missing.
     pub fn finish(self) -> Result<WriteReport, Failure> {
-        debug_assert!(self.missing().is_empty(), "a chunk was forgotten");
+        assert!(self.missing().is_empty(), "a chunk was forgotten");
         self.installer.cancel.check()?;
         let report = self
             .target
             .finish()
             .map_err(|error| Failure::from(&error))?;
-        self.installer.meter.set_written(report.bytes_written);
+        self.installer.meter.set_wear(&report);
         Ok(report)
     }
 }

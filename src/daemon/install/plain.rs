@@ -11,7 +11,7 @@ use ring::digest;
 use super::{Hashed, Installer, Start, filling::CHECKPOINT, pipeline::pipeline};
 use crate::{
     daemon::source::Source,
-    image::{DetachedVerifier, PlainError, PlainKind, plain_decoder},
+    image::{DetachedVerifier, PlainError, PlainKind, cut::is_zeros, plain_decoder},
     platform::{
         slot_writer::{SlotWriteError, SlotWriter},
         slots::InactiveSlot,
@@ -189,10 +189,6 @@ impl Target<'_> {
             .add_reused(report.bytes_skipped - self.reused);
         Ok(())
     }
-}
-
-fn is_zeros(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
 }
 
 fn failed(error: SlotWriteError) -> Failure {

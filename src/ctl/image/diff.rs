@@ -203,11 +203,11 @@ impl Difference {
     }
 }
 
-/// A file system without a manifest is that of the partition `rootfs`, whatever its size.
+/// A file system without a manifest is that of the partition `rootfs`, searched as far as a device does.
 fn whole_as_rootfs(new: &Header) -> PartitionImage {
     PartitionImage {
         target: ROOTFS.to_owned(),
-        size: u64::MAX,
+        size: 2 * new.manifest().payload.size,
         ..new.manifest().rootfs().clone()
     }
 }

@@ -213,12 +213,25 @@ fn exit_codes_tell_a_bad_image_from_a_bad_command() {
     fs::write(dir.join("cut.zst"), &whole[..whole.len() - 100]).unwrap();
     let text = bad(&image(dir, "verify cut.zst --key key.pub"), 1);
     assert!(text.contains("[image-truncated]"), "{text}");
-    bad(&image(dir, "inspect rootfs.img"), 1);
+    let text = bad(&image(dir, "sign cut.zst --key key"), 1);
+    assert!(text.contains("[image-truncated]"), "{text}");
 
     bad(&image(dir, "verify missing.zst --key key.pub"), 2);
     bad(&image(dir, "verify i.zst --key missing.pub"), 2);
     bad(&image(dir, "verify i.zst"), 2);
     bad(&image(dir, "verify i.zst --key key.pub --threshold 2"), 2);
+    bad(&image(dir, "verify i.zst --key key.pub --threshold 0"), 2);
+    bad(&image(dir, "verify . --unsigned"), 2);
+    for command in ["verify --unsigned", "inspect", "manifest"] {
+        let text = bad(&image(dir, &format!("{command} key.pub")), 1);
+        assert!(text.contains("[plain-text]"), "{command}: {text}");
+        let text = bad(&image(dir, &format!("{command} /dev/null")), 1);
+        assert!(text.contains("[plain-empty]"), "{command}: {text}");
+    }
+    let text = bad(&image(dir, "manifest rootfs.img"), 1);
+    assert!(text.contains("[image-not-recognised]"), "{text}");
+    let text = bad(&image(dir, "sign i.zst --signature key.pub"), 2);
+    assert!(text.contains("key.pub is no signature"), "{text}");
     bad(
         &image(
             dir,
@@ -263,5 +276,75 @@ fn a_plain_image_gets_its_signatures_in_a_file_beside_it_that_minisign_takes() {
     // What is no image is not signed by mistake.
     fs::write(dir.join("notes.txt"), "no image").unwrap();
     let text = bad(&image(dir, "sign notes.txt --key key"), 1);
-    assert!(text.contains("[image-"), "{text}");
+    assert!(text.contains("[plain-text]"), "{text}");
+}
+
+#[test]
+fn a_plain_image_is_verified_by_the_signatures_beside_it_and_by_unpacking_it() {
+    let workshop = workshop();
+    let dir = workshop.path();
+    good(&image(dir, "keygen --output second --no-password"));
+    for (packer, name) in [
+        ("gzip", "rootfs.img.gz"),
+        ("xz", "rootfs.img.xz"),
+        ("bzip2", "rootfs.img.bz2"),
+        ("zstd", "rootfs.img.zst"),
+        ("raw", "rootfs.img"),
+    ] {
+        if packer != "raw" {
+            let mut pack = Command::new(packer);
+            good(
+                &pack
+                    .args(["-k", "rootfs.img"])
+                    .current_dir(dir)
+                    .output()
+                    .unwrap(),
+            );
+        }
+        let text = bad(&image(dir, &format!("verify {name} --key key.pub")), 1);
+        assert!(text.contains("[image-unsigned]"), "{text}");
+        let text = good(&image(dir, &format!("verify {name} --unsigned")));
+        assert!(
+            text.contains(&format!("({packer})")) && text.contains("NOT"),
+            "{text}"
+        );
+        let text = good(&image(dir, &format!("inspect {name}")));
+        assert!(text.contains("none beside it"), "{text}");
+
+        good(&image(dir, &format!("sign {name} --key key --key second")));
+        let both = format!("verify {name} --key key.pub --key second.pub --threshold 2");
+        let text = good(&image(dir, &both));
+        assert!(text.contains("600.00 KiB, signed by"), "{text}");
+        let sum = Command::new("sha256sum")
+            .arg(name)
+            .current_dir(dir)
+            .output();
+        let sum = good(&sum.unwrap());
+        assert!(text.contains(sum.split(' ').next().unwrap()), "{text}");
+        let text = good(&image(dir, &format!("inspect --json {name}")));
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["plain"], packer);
+        assert_eq!(json["signatureFile"], format!("{name}.minisig"));
+
+        // Changed, so that neither the signature fits nor, where there is a checksum, the packing.
+        let whole = fs::read(dir.join(name)).unwrap();
+        let mut other = whole.clone();
+        other[whole.len() / 2] ^= 1;
+        fs::write(dir.join(name), &other).unwrap();
+        let text = bad(&image(dir, &both), 1);
+        let expected = match packer {
+            "raw" => "[signature-bad]",
+            _ => "[plain-corrupt]",
+        };
+        assert!(text.contains(expected), "{packer}: {text}");
+        // By a stranger only.
+        fs::write(dir.join(name), &whole).unwrap();
+        good(&image(dir, &format!("sign {name} --key second")));
+        let text = bad(&image(dir, &format!("verify {name} --key key.pub")), 1);
+        assert!(text.contains("[signature-wrong-key]"), "{text}");
+    }
+    let packed = fs::read(dir.join("rootfs.img.gz")).unwrap();
+    good(&image_with_input(dir, "verify - --unsigned", &packed));
+    let text = bad(&image_with_input(dir, "verify - --key key.pub", &packed), 2);
+    assert!(text.contains("beside"), "{text}");
 }

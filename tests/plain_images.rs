@@ -18,10 +18,11 @@ const MIB: usize = 1 << 20;
 const SLOT: usize = 8 * MIB;
 
 /// How a raw image is packed: the name's end, and the program that packs it.
-const KINDS: [(&str, &[&str]); 4] = [
+const KINDS: [(&str, &[&str]); 5] = [
     ("img", &["cat"]),
     ("img.gz", &["gzip", "-c"]),
     ("img.xz", &["xz", "-c"]),
+    ("img.bz2", &["bzip2", "-c"]),
     ("img.zst", &["zstd", "-c", "-q"]),
 ];
 
@@ -214,6 +215,94 @@ async fn a_plain_image_that_unpacks_beyond_the_slot_is_stopped_there() {
         let payload = json!({"fwPackageUri": scene.serve(&file), "fwPackageSha256": digest(&file)});
         scene
             .fails(&format!("bomb-{}", kind.0), payload, "slot-too-small")
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_breaks_off_again_and_again_goes_on_where_it_was() {
+    const EVERY: u64 = 700_000;
+    let mut scene = Scene::new(|_| String::new()).await;
+    for (number, kind) in KINDS.into_iter().enumerate() {
+        let raw = noise(3 * MIB, 50 + number as u64);
+        let file = scene.packed("drops", &raw, kind);
+        let (uri, sha256) = (scene.serve(&file), digest(&file));
+        let path = format!("/drops.{}", kind.0);
+        scene.rig.server.always(&path, Fault::DropAfter(EVERY));
+        scene.rig.server.clear_requests();
+        let payload = json!({"fwPackageUri": uri, "fwPackageSha256": sha256});
+        scene
+            .installs(&format!("drops-{}", kind.0), payload, &raw)
+            .await;
+        let length = fs::metadata(&file).unwrap().len();
+        let requests = scene.rig.server.requests();
+        let sent: u64 = requests.iter().map(|request| request.bytes).sum();
+        assert!(
+            requests.len() as u64 > length / EVERY,
+            "{}: it broke off each time",
+            kind.0
+        );
+        // What is sent twice: the beginning that was looked at first, and what a drop lost on the way.
+        assert!(
+            sent < length + length / 4,
+            "{}: {sent} bytes sent for {length}",
+            kind.0
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_slot_holds_already_is_not_written_again_however_it_is_packed() {
+    let mut scene = Scene::new(|_| String::new()).await;
+    let mut raw = noise(3 * MIB, 70);
+    for (number, kind) in KINDS.into_iter().chain(KINDS).enumerate() {
+        let file = scene.packed(&format!("again-{number}"), &raw, kind);
+        let payload = json!({"fwPackageUri": scene.serve(&file), "fwPackageSha256": digest(&file)});
+        scene
+            .installs(&format!("again-{number}"), payload, &raw)
+            .await;
+        let progress = &scene.rig.section()["progress"];
+        // The first two fill one slot each; from then on both hold it.
+        if number >= 2 {
+            assert_eq!(progress["bytesWritten"], 0, "{}: {progress}", kind.0);
+        }
+        // Holes are gone for certain, not only where there were zeros before.
+        if number == 1 {
+            let hole = 8 * 4096..9 * 4096;
+            assert!(raw[hole.clone()].iter().any(|byte| *byte != 0));
+            raw[hole].fill(0);
+            raw[2 * MIB..2 * MIB + 200_000].fill(0);
+            for slot in ["changed-1", "changed-2"] {
+                let file = scene.packed(slot, &raw, KINDS[0]);
+                let payload =
+                    json!({"fwPackageUri": scene.serve(&file), "fwPackageSha256": digest(&file)});
+                scene.installs(slot, payload, &raw).await;
+                let written = &scene.rig.section()["progress"]["bytesWritten"];
+                let written = written.as_u64().unwrap();
+                assert!(
+                    written > 0 && written < 2 * MIB as u64,
+                    "{written} bytes written for a small change"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_one_after_the_other_are_one_image() {
+    let mut scene = Scene::new(|_| String::new()).await;
+    let raw = noise(2 * MIB, 80);
+    for kind in &KINDS[1..] {
+        // As parallel packers (pbzip2, pigz, pixz) write them, and as `cat` joins them; an empty one too.
+        let mut joined = Vec::new();
+        for part in [&raw[..MIB], &[], &raw[MIB..MIB + 7], &raw[MIB + 7..]] {
+            joined.extend(fs::read(scene.packed("part", part, *kind)).unwrap());
+        }
+        let file = scene.dir.path().join(format!("joined.{}", kind.0));
+        fs::write(&file, joined).unwrap();
+        let payload = json!({"fwPackageUri": scene.serve(&file), "fwPackageSha256": digest(&file)});
+        scene
+            .installs(&format!("joined-{}", kind.0), payload, &raw)
             .await;
     }
 }

@@ -20,6 +20,7 @@ if [ "$what" = --tests ]; then
     need minisign minisign
     need zstd zstd
     need xz xz-utils
+    need bzip2 bzip2
     need openssl openssl
     need losetup mount
     need dbus-daemon dbus

@@ -6,8 +6,12 @@
 //! are replaced as a whole or not at all.
 
 mod build;
+mod diff;
+mod input;
 mod keys;
+mod old;
 mod output;
+mod plain;
 mod show;
 mod sign;
 
@@ -21,7 +25,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
-    image::{ImageError, KeyFileError, SigningError},
+    image::{ImageError, KeyFileError, PlainError, SigningError},
     update::failure::{Class, Coded, Failure},
 };
 
@@ -36,10 +40,12 @@ pub enum ImageCommand {
     Sign(SignArgs),
     /// Write the signed bytes (the manifest), for signing elsewhere
     Manifest(ManifestArgs),
-    /// Check an image from the first byte to the last
+    /// Check an image from the first byte to the last (a plain one with FILE.minisig beside it)
     Verify(VerifyArgs),
     /// Show what an image says, without checking who signed it
     Inspect(InspectArgs),
+    /// Show what a device that runs OLD would download to install NEW
+    Diff(DiffArgs),
 }
 
 /// How a secret key is protected.
@@ -141,8 +147,8 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "KEY.pub", required_unless_present = "unsigned")]
     key: Vec<PathBuf>,
     /// How many of the keys must have signed it
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    threshold: usize,
+    #[arg(long, value_name = "N", default_value = "1")]
+    threshold: std::num::NonZeroUsize,
     /// Check that it is complete and undamaged, not who made it
     #[arg(long, conflicts_with_all = ["key", "threshold"])]
     unsigned: bool,
@@ -158,12 +164,27 @@ pub struct InspectArgs {
     json: bool,
 }
 
+/// `diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// What the device runs: an image, a raw or packed file system, or a block device
+    old: PathBuf,
+    /// Image to be installed
+    new: PathBuf,
+    /// As one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
 /// Why a command was not carried out, or its image is not good.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
     /// An image, in its own words.
     #[error("{path}")]
     Image { path: String, source: ImageError },
+    /// An image without a manifest, or what is none.
+    #[error("{path}")]
+    Plain { path: String, source: PlainError },
     /// A secret key.
     #[error("{path}")]
     SecretKey { path: String, source: SigningError },
@@ -200,6 +221,11 @@ impl CommandError {
         }
     }
 
+    fn plain(path: &std::path::Path) -> impl FnOnce(PlainError) -> Self {
+        let path = path.display().to_string();
+        move |source| Self::Plain { path, source }
+    }
+
     /// 1 says something about the image, 2 about everything else.
     fn exit_code(&self) -> u8 {
         match self {
@@ -207,6 +233,7 @@ impl CommandError {
                 ImageError::Read(_) | ImageError::Write(_) | ImageError::Build(_) => 2,
                 _ => 1,
             },
+            Self::Plain { .. } => 1,
             Self::SecretKey { .. } | Self::PublicKey(_) | Self::File { .. } | Self::Usage(_) => 2,
         }
     }
@@ -216,6 +243,7 @@ impl Coded for CommandError {
     fn code(&self) -> &'static str {
         match self {
             Self::Image { source, .. } => source.code(),
+            Self::Plain { source, .. } => source.code(),
             Self::SecretKey { source, .. } => source.code(),
             Self::PublicKey(source) => source.code(),
             Self::File { .. } => "image-command-file",
@@ -237,6 +265,7 @@ pub fn run(command: ImageCommand) -> ExitCode {
         ImageCommand::Manifest(args) => show::manifest(&args),
         ImageCommand::Verify(args) => show::verify(&args),
         ImageCommand::Inspect(args) => show::inspect(&args),
+        ImageCommand::Diff(args) => diff::diff(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -33,7 +33,7 @@
 //! | [`mod@build`] | making an image |
 //! | [`find`] | chunks of an image in other bytes |
 //! | [`plan`] | which chunks a device needs, and the requests that bring them |
-//! | [`plain`] | images without a manifest: raw, gzip, xz, zstd |
+//! | [`plain`] | images without a manifest: raw, gzip, xz, bzip2, zstd |
 
 pub mod build;
 pub mod check;

@@ -47,7 +47,7 @@ pub enum TrustError {
     },
     /// Names a trusted key, but the signature does not fit the bytes.
     #[error(
-        "the signature by trusted key {key} does not fit the image's manifest: the image was changed after signing, or is damaged"
+        "the signature by trusted key {key} does not fit: the image (or its manifest, which is what is signed if it has one) was changed after signing, or is damaged"
     )]
     BadSignature {
         /// The key that the signature names.

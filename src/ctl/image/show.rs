@@ -1,25 +1,21 @@
 //! `image manifest`, `image verify` and `image inspect`: commands that only read, from a file or from
 //! standard input, in memory that does not grow with the image.
 
-use std::{
-    fmt::Write as _,
-    fs::File,
-    io::{self, BufReader, Read, Write as _},
-    path::Path,
-};
+use std::{fmt::Write as _, io::Write as _};
 
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use crate::image::{Header, ManifestFrame, TrustStore, check_payload};
+use crate::image::{Header, ImageKind, ManifestFrame, TrustStore, check_payload};
 
 use super::{
-    CommandError, InspectArgs, ManifestArgs, VerifyArgs, output::Output, print, progress_bar,
+    CommandError, InspectArgs, ManifestArgs, VerifyArgs, input, output::Output, plain, print,
+    progress_bar,
 };
 
 pub(super) fn manifest(args: &ManifestArgs) -> Result<(), CommandError> {
-    let frame =
-        ManifestFrame::read(&mut open(&args.file)?).map_err(CommandError::image(&args.file))?;
+    let frame = ManifestFrame::read(&mut input::open(&args.file)?.1)
+        .map_err(CommandError::image(&args.file))?;
     match &args.output {
         Some(path) => {
             let mut out = Output::create(path)?;
@@ -35,19 +31,22 @@ pub(super) fn manifest(args: &ManifestArgs) -> Result<(), CommandError> {
 pub(super) fn verify(args: &VerifyArgs) -> Result<(), CommandError> {
     let failed = CommandError::image(&args.file);
     let trust = TrustStore::from_files(&args.key)?;
-    if args.threshold > trust.key_ids().len() && !args.unsigned {
+    if args.threshold.get() > trust.key_ids().len() && !args.unsigned {
         return Err(CommandError::Usage(format!(
             "--threshold {} needs as many different keys; {} given",
             args.threshold,
             trust.key_ids().len()
         )));
     }
-    let mut reader = open(&args.file)?;
+    let mut reader = match input::open(&args.file)? {
+        (ImageKind::Manifest, reader) => reader,
+        (ImageKind::Plain(kind), reader) => return plain::verify(args, &trust, kind, reader),
+    };
     let frame = ManifestFrame::read(&mut reader).map_err(&failed)?;
     let manifest = if args.unsigned {
         frame.accept_unsigned()
     } else {
-        frame.verify(&trust, args.threshold)
+        frame.verify(&trust, args.threshold.get())
     };
     let header = manifest
         .and_then(|manifest| manifest.read_index(&mut reader))
@@ -77,7 +76,10 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<(), CommandError> {
 
 pub(super) fn inspect(args: &InspectArgs) -> Result<(), CommandError> {
     let failed = CommandError::image(&args.file);
-    let mut reader = open(&args.file)?;
+    let mut reader = match input::open(&args.file)? {
+        (ImageKind::Manifest, reader) => reader,
+        (ImageKind::Plain(kind), _) => return plain::inspect(args, kind),
+    };
     let header = ManifestFrame::read(&mut reader)
         .and_then(|frame| frame.accept_unsigned())
         .and_then(|manifest| manifest.read_index(&mut reader))
@@ -159,13 +161,4 @@ fn as_text(header: &Header) -> String {
         );
     }
     text
-}
-
-/// The file, or standard input for `-`.
-fn open(path: &Path) -> Result<Box<dyn Read>, CommandError> {
-    if path == Path::new("-") {
-        return Ok(Box::new(BufReader::new(io::stdin())));
-    }
-    let file = File::open(path).map_err(CommandError::file("open", path))?;
-    Ok(Box::new(BufReader::with_capacity(1 << 20, file)))
 }

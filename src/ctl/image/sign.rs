@@ -3,12 +3,12 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Seek, Write},
+    io::{Read, Seek, Write},
     path::{Path, PathBuf},
 };
 
 use crate::image::{
-    self, Header, ImageKind, ManifestFrame, Signature, SigningKey, plain::DETECT_LEN,
+    self, Header, ImageError, ImageKind, ManifestFrame, Signature, SigningKey, plain::DETECT_LEN,
 };
 
 use super::{CommandError, SignArgs, build, keys, output::Output, print};
@@ -22,7 +22,7 @@ pub(super) fn sign(args: &SignArgs) -> Result<(), CommandError> {
     // A link stays a link: the file it points to is replaced.
     let path = fs::canonicalize(&args.file).map_err(CommandError::file("open", &args.file))?;
     let mut file = File::open(&path).map_err(CommandError::file("open", &path))?;
-    if is_plain(&mut file).map_err(CommandError::file("read", &path))? {
+    if is_plain(&mut file, &path)? {
         return sign_plain(args, &keys, &mut file);
     }
     let header = read_header(&mut file, &path)?;
@@ -35,7 +35,12 @@ pub(super) fn sign(args: &SignArgs) -> Result<(), CommandError> {
     }
     for path in &args.signature {
         let bytes = fs::read(path).map_err(CommandError::file("read the signature", path))?;
-        let signature = Signature::from_file_content(&bytes).map_err(CommandError::image(path))?;
+        let signature = Signature::from_file_content(&bytes).map_err(|_| {
+            CommandError::Usage(format!(
+                "{} is no signature: it has neither minisign's four lines nor a DER signature as `openssl dgst -sha256 -sign` makes it",
+                path.display()
+            ))
+        })?;
         added.push(signature);
     }
     let mut names = Vec::new();
@@ -66,20 +71,29 @@ pub(super) fn sign(args: &SignArgs) -> Result<(), CommandError> {
     print(text.as_bytes())
 }
 
-/// A signature is only added to what can be an image: its index must be the manifest's.
+/// A signature is only added to what can be an image: its index must be the manifest's, and all of it there.
 fn read_header(file: &mut File, path: &Path) -> Result<Header, CommandError> {
-    ManifestFrame::read(file)
+    let failed = CommandError::image(path);
+    let header = ManifestFrame::read(file)
         .and_then(|frame| frame.accept_unsigned())
         .and_then(|manifest| manifest.read_index(file))
-        .map_err(CommandError::image(path))
+        .map_err(&failed)?;
+    let data = file.metadata().map_err(CommandError::file("read", path))?;
+    if data.len() < header.file_len() {
+        return Err(failed(ImageError::Truncated("the chunks")));
+    }
+    Ok(header)
 }
 
-/// Whether the file is an image without a manifest. What is no image at all is left to the other reader.
-fn is_plain(file: &mut File) -> io::Result<bool> {
+/// Whether the file is an image without a manifest.
+fn is_plain(file: &mut File, path: &Path) -> Result<bool, CommandError> {
+    let failed = || CommandError::file("read", path);
     let mut head = Vec::new();
-    file.take(DETECT_LEN as u64).read_to_end(&mut head)?;
-    file.rewind()?;
-    Ok(matches!(ImageKind::detect(&head), Ok(ImageKind::Plain(_))))
+    let read = (&mut *file).take(DETECT_LEN as u64).read_to_end(&mut head);
+    read.map_err(failed())?;
+    file.rewind().map_err(failed())?;
+    let kind = ImageKind::detect(&head).map_err(CommandError::plain(path))?;
+    Ok(matches!(kind, ImageKind::Plain(_)))
 }
 
 fn sign_plain(args: &SignArgs, keys: &[SigningKey], file: &mut File) -> Result<(), CommandError> {

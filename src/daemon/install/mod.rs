@@ -22,7 +22,7 @@ use std::{
     sync::Arc,
 };
 
-use self::{error::InstallError, filling::CHECKPOINT};
+use self::error::InstallError;
 use super::{
     admission::Offer,
     meter::{Cancel, Meter},

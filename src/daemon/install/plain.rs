@@ -1,22 +1,30 @@
-//! Fills a slot from a plain image: raw, gzip, xz or zstd, streamed through its decompressor.
+//! Fills a slot from a plain image: raw, gzip, xz, bzip2 or zstd, streamed through its decompressor.
 //!
-//! Whether the file is the right one is known only at its end, so the slot's first block is written only
-//! after digest or signature matched. Blocks that are right already are not written again.
+//! One thread receives and decompresses, one hashes, one writes, so that network, processor and medium
+//! overlap. Whether the file is the right one is known only at its end, so the slot's head is written only after digest
+//! or signature matched. What is right already is not written again, and holes are zeroed: the writer sees to both.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use ring::digest;
 
-use super::{CHECKPOINT, Hashed, Installer, Start};
+use super::{Hashed, Installer, Start, filling::CHECKPOINT, pipeline::pipeline};
 use crate::{
     daemon::source::Source,
-    image::{DetachedVerifier, PlainError, PlainKind, plain_decoder},
-    platform::{slot_writer::SlotWriter, slots::InactiveSlot},
+    image::{DetachedVerifier, PlainError, PlainKind, cut::is_zeros, plain_decoder},
+    platform::{
+        slot_writer::{SlotWriteError, SlotWriter},
+        slots::InactiveSlot,
+    },
     update::{digest::Sha256, failure::Failure, machine::Content, request::Request},
 };
 
-/// Block in which the image is compared and written, bytes.
+/// The raw image goes from thread to thread in blocks of so many bytes.
 const BLOCK: usize = 256 << 10;
+/// Blocks under way.
+const BLOCKS: usize = 6;
+/// Zeros are looked for in pieces of so many bytes: a shorter hole is cheaper written.
+const PIECE: usize = 64 << 10;
 
 /// Writes the image that `start` begins.
 pub fn install(
@@ -36,19 +44,25 @@ pub fn install(
             Some(verifier.map_err(|error| Failure::from(&error))?)
         }
     };
-    let mut writer = SlotWriter::open(slot.path()).map_err(|error| Failure::from(&error))?;
+    let writer = SlotWriter::open(slot.path()).map_err(failed)?;
     let size = source.total().filter(|_| kind == PlainKind::Raw);
     if let Some(size) = size {
-        writer
-            .check_fits(size)
-            .map_err(|error| Failure::from(&error))?;
+        writer.check_fits(size).map_err(failed)?;
     }
     installer.meter.begin_writing(size.unwrap_or(0));
     let mut file = Signed {
         reader: Hashed::new(start),
         verifier,
     };
-    let content = fill(installer, source, kind, &mut file, &mut writer)?;
+    let mut target = Target {
+        installer,
+        writer,
+        size: 0,
+        hole: 0,
+        reused: 0,
+        since_sync: 0,
+    };
+    let content = fill(source, kind, &mut file, &mut target)?;
     let Signed { reader, verifier } = file;
     if let Some(verifier) = verifier {
         verifier.finish().map_err(|error| Failure::from(&error))?;
@@ -57,20 +71,18 @@ pub fn install(
         reader.expect(asked, source)?;
     }
     installer.cancel.check()?;
-    let report = writer.finish().map_err(|error| Failure::from(&error))?;
-    installer.meter.set_wear(&report);
+    target.finish()?;
     Ok(content)
 }
 
 /// Decompresses `file` into the slot, to the file's end.
 fn fill(
-    installer: &Installer,
     source: &Source,
     kind: PlainKind,
     file: &mut (impl Read + Send),
-    writer: &mut SlotWriter,
+    target: &mut Target<'_>,
 ) -> Result<Content, Failure> {
-    let explain = |error: std::io::Error| {
+    let explain = |error: io::Error| {
         source
             .take_failure()
             .unwrap_or_else(|| match PlainError::of(&error) {
@@ -80,46 +92,107 @@ fn fill(
     };
     let mut decoder = plain_decoder(kind, file).map_err(explain)?;
     let mut context = digest::Context::new(&digest::SHA256);
-    let (mut block, mut old) = (Vec::with_capacity(BLOCK), vec![0; BLOCK]);
-    let (mut size, mut since_sync) = (0, 0);
-    loop {
-        installer.cancel.check()?;
-        block.clear();
-        (&mut decoder)
-            .take(BLOCK as u64)
-            .read_to_end(&mut block)
-            .map_err(explain)?;
-        // The end of a download that broke off must not pass for the end of the file.
-        source.check()?;
-        if block.is_empty() {
-            break;
-        }
-        let length = block.len() as u64;
-        writer
-            .check_fits(size + length)
-            .map_err(|error| Failure::from(&error))?;
-        context.update(&block);
-        let old = &mut old[..block.len()];
-        if writer.read_at(size, old).is_ok() && *old == block[..] {
-            installer.meter.add_reused(length);
-        } else {
-            writer
-                .write_at(size, &block)
-                .map_err(|error| Failure::from(&error))?;
-            since_sync += length;
-        }
-        size += length;
-        installer.meter.set_done(size);
-        installer.meter.set_wear(&writer.report());
-        if since_sync >= CHECKPOINT {
-            writer.sync().map_err(|error| Failure::from(&error))?;
-            since_sync = 0;
-        }
-    }
+    let cancel = &target.installer.cancel;
+    pipeline(
+        (0..BLOCKS).map(|_| Vec::with_capacity(BLOCK)).collect(),
+        |block: &mut Vec<u8>| {
+            cancel.check()?;
+            block.clear();
+            (&mut decoder)
+                .take(BLOCK as u64)
+                .read_to_end(block)
+                .map_err(explain)?;
+            // The end of a download that broke off must not pass for the end of the file.
+            source.check()?;
+            Ok(!block.is_empty())
+        },
+        |block| {
+            context.update(block);
+            Ok(())
+        },
+        |block| target.put(block),
+    )?;
     Ok(Content {
-        size,
+        size: target.size,
         sha256: Sha256::from_ring(&context.finish()),
     })
+}
+
+/// The slot, and how far it is filled.
+struct Target<'a> {
+    installer: &'a Installer,
+    writer: SlotWriter,
+    /// Raw bytes so far.
+    size: u64,
+    /// Of these, the zeros at the end that were not handed on yet.
+    hole: u64,
+    /// Bytes found right, as told to the meter.
+    reused: u64,
+    since_sync: u64,
+}
+
+impl Target<'_> {
+    /// Puts the next bytes of the image into the slot.
+    fn put(&mut self, block: &[u8]) -> Result<(), Failure> {
+        self.installer.cancel.check()?;
+        self.writer
+            .check_fits(self.size + block.len() as u64)
+            .map_err(failed)?;
+        for piece in block.chunks(PIECE) {
+            let length = piece.len() as u64;
+            if is_zeros(piece) {
+                self.hole += length;
+            } else {
+                self.zero()?;
+                self.writer.write_at(self.size, piece).map_err(failed)?;
+            }
+            self.size += length;
+            self.since_sync += length;
+        }
+        if self.hole >= CHECKPOINT {
+            self.zero()?;
+        }
+        self.count();
+        if self.since_sync >= CHECKPOINT {
+            self.writer.sync().map_err(failed)?;
+            self.since_sync = 0;
+        }
+        Ok(())
+    }
+
+    /// Hands the zeros at the end on.
+    fn zero(&mut self) -> Result<(), Failure> {
+        let hole = std::mem::take(&mut self.hole);
+        if hole > 0 {
+            let start = self.size - hole;
+            self.writer.zero_at(start, hole).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self) {
+        let (meter, report) = (&self.installer.meter, self.writer.report());
+        meter.set_done(self.size);
+        meter.add_reused(report.bytes_skipped - self.reused);
+        self.reused = report.bytes_skipped;
+        meter.set_wear(&report);
+    }
+
+    /// Makes the slot whole.
+    fn finish(mut self) -> Result<(), Failure> {
+        self.zero()?;
+        self.count();
+        let report = self.writer.finish().map_err(failed)?;
+        self.installer.meter.set_wear(&report);
+        self.installer
+            .meter
+            .add_reused(report.bytes_skipped - self.reused);
+        Ok(())
+    }
+}
+
+fn failed(error: SlotWriteError) -> Failure {
+    Failure::from(&error)
 }
 
 /// Feeds everything that is read through it to the signature check.
@@ -129,7 +202,7 @@ struct Signed<'a, R> {
 }
 
 impl<R: Read> Read for Signed<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.reader.read(buffer)?;
         if let Some(verifier) = &mut self.verifier {
             verifier.update(&buffer[..count]);

@@ -32,6 +32,7 @@
 pub mod build;
 pub mod check;
 pub mod chunk;
+pub mod delta;
 pub mod error;
 mod frame;
 pub mod header;

@@ -39,6 +39,9 @@ const MARK_GOOD_PATIENCE: Duration = Duration::from_secs(5 * 60);
 /// Longest pause between two attempts of that.
 const MARK_GOOD_PAUSE: Duration = Duration::from_secs(10);
 
+/// Requests at a time for one image.
+const CONNECTIONS: usize = 4;
+
 /// What an action says.
 #[derive(Debug)]
 pub enum Report {
@@ -314,6 +317,7 @@ impl Run {
     fn installer(&self) -> Installer {
         Installer {
             fetcher: self.context.fetcher.clone(),
+            connections: CONNECTIONS,
             trust: self.context.config.trust.clone(),
             meter: self.meter.clone(),
             cancel: self.cancel.clone(),

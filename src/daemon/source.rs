@@ -1,15 +1,21 @@
 //! The image as the installer's thread reads it: blocking `Read`, fed by a download that runs as a task.
 //!
-//! Memory is bounded by the queue between both. A download's failure reaches the reader as an
-//! `io::Error` and is kept whole aside, so that decoders in between cannot blur it.
+//! Memory is bounded by the queues between both. A download's failure travels behind its last byte, ends the
+//! reader's stream and is kept whole aside, so that decoders in between cannot blur it.
 
 use std::{
+    collections::VecDeque,
     io::{self, Read},
+    ops::Range,
     sync::{Arc, Mutex},
 };
 
 use bytes::{Buf, Bytes};
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc,
+    task::{AbortHandle, JoinHandle},
+};
 
 use super::meter::{Cancel, Meter, stopped};
 use crate::{
@@ -20,9 +26,9 @@ use crate::{
     },
 };
 
-/// What may lie between download and installer: this many pieces, each of at most so many bytes. The HTTP library
-/// hands out whatever has arrived, which on a fast line is hundreds of KiB at a time.
-const QUEUE: usize = 32;
+/// What may lie between downloads and installer, all of them together: this many pieces, each of at most so many
+/// bytes. The HTTP library hands out whatever has arrived, which on a fast line is hundreds of KiB at a time.
+const QUEUE: usize = 64;
 const PIECE: usize = 64 << 10;
 /// First and largest piece of a header, bytes. The index of a 1 GiB image has some 160 KiB.
 const FIRST_WINDOW: u64 = 64 << 10;
@@ -30,13 +36,18 @@ const LARGEST_WINDOW: u64 = 4 << 20;
 
 /// An image at an address. Every reader of one source reads the same version of the file.
 pub struct Source {
+    line: Arc<Line>,
+    runtime: Handle,
+    failure: Arc<Mutex<Option<Failure>>>,
+}
+
+/// What downloads share.
+struct Line {
     fetcher: Fetcher,
     uri: PackageUri,
-    runtime: Handle,
     meter: Arc<Meter>,
     cancel: Cancel,
     seen: Mutex<Option<Seen>>,
-    failure: Arc<Mutex<Option<Failure>>>,
 }
 
 #[derive(Clone)]
@@ -46,18 +57,23 @@ struct Seen {
     ranges: bool,
 }
 
+/// What a download hands over: its bytes, and at the end perhaps a failure.
+type Pieces = mpsc::Sender<Result<Bytes, Failure>>;
+
 impl Source {
     /// A source whose downloads run on the present runtime.
     pub fn new(fetcher: Fetcher, uri: PackageUri, meter: Arc<Meter>, cancel: Cancel) -> Self {
-        let (seen, failure) = (Mutex::new(None), Arc::default());
-        Self {
+        let line = Line {
             fetcher,
             uri,
-            runtime: Handle::current(),
             meter,
             cancel,
-            seen,
-            failure,
+            seen: Mutex::new(None),
+        };
+        Self {
+            line: Arc::new(line),
+            runtime: Handle::current(),
+            failure: Arc::default(),
         }
     }
 
@@ -70,44 +86,45 @@ impl Source {
     /// # Errors
     /// When the server refuses, the file changed since the first call, or the retry budget is used up.
     pub fn read(&self, start: u64, end: Option<u64>) -> Result<SourceReader, Failure> {
-        self.cancel.check()?;
-        let expected = self.seen.lock().expect("no panic while held").clone();
-        let skip = match &expected {
-            Some(seen) if !seen.ranges => start,
-            _ => 0,
-        };
-        let validator = expected.map(|seen| seen.validator);
-        let start = start - skip;
-        let range = ByteRange { start, end };
-        let opening = self.fetcher.open(&self.uri, range, validator.as_ref());
-        let download = self.runtime.block_on(async {
-            tokio::select! {
-                opened = opening => opened.map_err(|error| Failure::from(&error)),
-                () = self.cancel.cancelled() => Err(stopped()),
-            }
-        })?;
-        let seen = Seen {
-            validator: download.validator().clone(),
-            total: download.total(),
-            ranges: download.supports_ranges(),
-        };
-        self.seen
-            .lock()
-            .expect("no panic while held")
-            .get_or_insert(seen);
+        self.line.cancel.check()?;
+        let (start, skip) = self.line.reachable(start);
+        let download = self.runtime.block_on(self.line.open(start, end))?;
         let (sender, pieces) = mpsc::channel(QUEUE);
-        self.runtime.spawn(pump(
-            download,
-            sender,
-            self.meter.clone(),
-            self.cancel.clone(),
-            self.failure.clone(),
-        ));
-        Ok(SourceReader {
+        let task = self.runtime.spawn(self.line.clone().pump(download, sender));
+        let length = end.map(|end| end.saturating_sub(start));
+        Ok(self.reader(pieces, skip, length, &task))
+    }
+
+    /// Reads `ranges` of the file, one after the other, with up to `at_once` requests under way. Blocks only
+    /// while bytes are read. For servers with ranges.
+    pub fn read_ranges(
+        &self,
+        ranges: impl IntoIterator<Item = Range<u64>>,
+        at_once: usize,
+    ) -> Ahead<'_> {
+        Ahead {
+            source: self,
+            ranges: ranges.into_iter().collect(),
+            at_once: at_once.max(1),
+            opened: VecDeque::new(),
+        }
+    }
+
+    fn reader(
+        &self,
+        pieces: mpsc::Receiver<Result<Bytes, Failure>>,
+        skip: u64,
+        length: Option<u64>,
+        task: &JoinHandle<()>,
+    ) -> SourceReader {
+        SourceReader {
             pieces,
             piece: Bytes::new(),
             skip,
-        })
+            to_come: length,
+            failure: self.failure.clone(),
+            task: task.abort_handle(),
+        }
     }
 
     /// Reads the file from its start in growing pieces, each by a request of its own: for headers, whose
@@ -124,25 +141,17 @@ impl Source {
 
     /// Length of the file in bytes, once the server said it.
     pub fn total(&self) -> Option<u64> {
-        self.seen
-            .lock()
-            .expect("no panic while held")
-            .as_ref()
-            .and_then(|seen| seen.total)
+        self.line.seen().and_then(|seen| seen.total)
     }
 
     /// Whether the server serves parts of the file.
     pub fn supports_ranges(&self) -> bool {
-        self.seen
-            .lock()
-            .expect("no panic while held")
-            .as_ref()
-            .is_some_and(|seen| seen.ranges)
+        self.line.seen().is_some_and(|seen| seen.ranges)
     }
 
     /// The address, whose `Display` holds no secrets.
     pub fn uri(&self) -> &PackageUri {
-        &self.uri
+        &self.line.uri
     }
 
     /// A small file beside this one; `None` when there is none. Blocks.
@@ -154,12 +163,13 @@ impl Source {
         suffix: &str,
         limit: usize,
     ) -> Result<Option<Vec<u8>>, Failure> {
-        self.cancel.check()?;
-        let uri = self.uri.beside(suffix);
+        let line = &self.line;
+        line.cancel.check()?;
+        let uri = line.uri.beside(suffix);
         self.runtime.block_on(async {
             tokio::select! {
-                file = self.fetcher.get_small(&uri, limit) => file.map_err(|error| Failure::from(&error)),
-                () = self.cancel.cancelled() => Err(stopped()),
+                file = line.fetcher.get_small(&uri, limit) => file.map_err(|error| Failure::from(&error)),
+                () = line.cancel.cancelled() => Err(stopped()),
             }
         })
     }
@@ -178,7 +188,7 @@ impl Source {
             Failure::new(
                 "image-read-failed",
                 Class::Retry,
-                format!("{} cannot be read: {error}", self.uri),
+                format!("{} cannot be read: {error}", self.uri()),
             )
         })
     }
@@ -197,36 +207,96 @@ impl Source {
     }
 }
 
-async fn pump(
-    mut download: Download,
-    sender: mpsc::Sender<Bytes>,
-    meter: Arc<Meter>,
-    cancel: Cancel,
-    failure: Arc<Mutex<Option<Failure>>>,
-) {
-    loop {
-        let piece = tokio::select! {
-            piece = download.next_chunk() => piece.map_err(|error| Failure::from(&error)),
-            () = cancel.cancelled() => Err(stopped()),
+impl Line {
+    fn seen(&self) -> Option<Seen> {
+        self.seen.lock().expect("no panic while held").clone()
+    }
+
+    /// Where a download must begin so that byte `start` comes, and how many bytes come before that.
+    fn reachable(&self, start: u64) -> (u64, u64) {
+        match self.seen() {
+            Some(seen) if !seen.ranges => (0, start),
+            _ => (start, 0),
+        }
+    }
+
+    /// Asks for a part of the file, of the version that was seen first.
+    async fn open(&self, start: u64, end: Option<u64>) -> Result<Download, Failure> {
+        let validator = self.seen().map(|seen| seen.validator);
+        let range = ByteRange { start, end };
+        let opening = self.fetcher.open(&self.uri, range, validator.as_ref());
+        let download = tokio::select! {
+            opened = opening => opened.map_err(|error| Failure::from(&error)),
+            () = self.cancel.cancelled() => Err(stopped()),
+        }?;
+        let seen = Seen {
+            validator: download.validator().clone(),
+            total: download.total(),
+            ranges: download.supports_ranges(),
         };
-        match piece {
-            Ok(Some(mut piece)) => {
-                meter.add_downloaded(piece.len() as u64);
-                while !piece.is_empty() {
-                    let part = piece.split_to(piece.len().min(PIECE));
-                    // The reader has what it wanted and is gone.
-                    if sender.send(part).await.is_err() {
-                        return;
+        self.seen
+            .lock()
+            .expect("no panic while held")
+            .get_or_insert(seen);
+        Ok(download)
+    }
+
+    /// Asks for a part of the file, and hands it over.
+    async fn fetch(self: Arc<Self>, range: Range<u64>, sender: Pieces) {
+        match self.open(range.start, Some(range.end)).await {
+            Ok(download) => self.pump(download, sender).await,
+            // A reader that is gone has what it wanted.
+            Err(failure) => drop(sender.send(Err(failure)).await),
+        }
+    }
+
+    async fn pump(self: Arc<Self>, mut download: Download, sender: Pieces) {
+        loop {
+            let piece = tokio::select! {
+                piece = download.next_chunk() => piece.map_err(|error| Failure::from(&error)),
+                () = self.cancel.cancelled() => Err(stopped()),
+            };
+            match piece {
+                Ok(Some(mut piece)) => {
+                    self.meter.add_downloaded(piece.len() as u64);
+                    while !piece.is_empty() {
+                        let part = piece.split_to(piece.len().min(PIECE));
+                        // The reader has what it wanted and is gone.
+                        if sender.send(Ok(part)).await.is_err() {
+                            return;
+                        }
                     }
                 }
-            }
-            Ok(None) => return,
-            Err(error) => {
-                // Dropping the sender then ends the reader's stream, which finds the failure here.
-                *failure.lock().expect("no panic while held") = Some(error);
-                return;
+                Ok(None) => return,
+                Err(failure) => return drop(sender.send(Err(failure)).await),
             }
         }
+    }
+}
+
+/// See [`Source::read_ranges`]: gives a reader for each range, in order.
+pub struct Ahead<'a> {
+    source: &'a Source,
+    ranges: VecDeque<Range<u64>>,
+    at_once: usize,
+    opened: VecDeque<SourceReader>,
+}
+
+impl Iterator for Ahead<'_> {
+    type Item = SourceReader;
+
+    fn next(&mut self) -> Option<SourceReader> {
+        while self.opened.len() < self.at_once
+            && let Some(range) = self.ranges.pop_front()
+        {
+            let Source { line, runtime, .. } = self.source;
+            let length = range.end.saturating_sub(range.start);
+            let (sender, pieces) = mpsc::channel((QUEUE / self.at_once).max(2));
+            let task = runtime.spawn(line.clone().fetch(range, sender));
+            let reader = self.source.reader(pieces, 0, Some(length), &task);
+            self.opened.push_back(reader);
+        }
+        self.opened.pop_front()
     }
 }
 
@@ -267,24 +337,44 @@ impl Read for Windows<'_> {
     }
 }
 
-/// Reads one download. Its end is the end of the file or of the download; [`Source::take_failure`] tells.
+/// Reads one download. Its end is the end of the range or of the download; [`Source::take_failure`] tells.
 pub struct SourceReader {
-    pieces: mpsc::Receiver<Bytes>,
+    pieces: mpsc::Receiver<Result<Bytes, Failure>>,
     piece: Bytes,
     /// Bytes still to be thrown away.
     skip: u64,
+    /// Bytes that the download still owes, where that is known.
+    to_come: Option<u64>,
+    failure: Arc<Mutex<Option<Failure>>>,
+    task: AbortHandle,
+}
+
+impl Drop for SourceReader {
+    fn drop(&mut self) {
+        // It may wait for a server, for whom nobody waits any more. One that has all its bytes only hands its
+        // connection back, for the next request to use.
+        if self.to_come != Some(0) {
+            self.task.abort();
+        }
+    }
 }
 
 impl Read for SourceReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
             match self.pieces.blocking_recv() {
-                Some(mut piece) => {
+                Some(Ok(mut piece)) => {
+                    let came = piece.len() as u64;
+                    self.to_come = self.to_come.map(|left| left.saturating_sub(came));
                     let unwanted = usize::try_from(self.skip).unwrap_or(usize::MAX);
                     let unwanted = unwanted.min(piece.len());
                     piece.advance(unwanted);
                     self.skip -= unwanted as u64;
                     self.piece = piece;
+                }
+                Some(Err(failure)) => {
+                    *self.failure.lock().expect("no panic while held") = Some(failure);
+                    return Ok(0);
                 }
                 None => return Ok(0),
             }

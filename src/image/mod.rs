@@ -27,6 +27,7 @@
 //! | [`chunk`], [`check`] | one chunk; the whole file |
 //! | [`trust`], [`public_key`], [`signature`], [`signing`] | who may sign; checking; making |
 //! | [`mod@build`] | making an image |
+//! | [`plan`] | which chunks a device needs, and the requests that bring them |
 //! | [`plain`] | images without a manifest: raw, gzip, xz, zstd |
 
 pub mod build;
@@ -40,6 +41,7 @@ pub mod index;
 pub mod limits;
 pub mod manifest;
 pub mod plain;
+pub mod plan;
 pub mod public_key;
 pub mod signature;
 pub mod signing;
@@ -53,6 +55,7 @@ pub use header::{Header, ManifestFrame, VerifiedManifest};
 pub use index::{ChunkEntry, ChunkIndex};
 pub use manifest::Manifest;
 pub use plain::{ImageKind, PlainError, PlainKind, plain_decoder};
+pub use plan::{Missing, Run, runs};
 pub use public_key::{KeyFileError, KeyId, PublicKey};
 pub use signature::{Signature, SignatureKind, Signatures};
 pub use signing::{SigningError, SigningKey};

@@ -7,7 +7,11 @@
 
 pub mod chunks;
 pub mod error;
+pub mod fetch;
+pub mod filling;
+pub mod pipeline;
 pub mod plain;
+pub mod scan;
 
 use std::{
     io::{self, Chain, Cursor, Read},
@@ -15,7 +19,7 @@ use std::{
     sync::Arc,
 };
 
-use self::error::InstallError;
+use self::{error::InstallError, filling::CHECKPOINT};
 use super::{
     admission::Offer,
     meter::{Cancel, Meter},
@@ -36,13 +40,12 @@ use crate::{
     },
 };
 
-/// Bytes on the medium between two syncs: the most that a power cut makes us write again.
-const CHECKPOINT: u64 = 64 << 20;
-
 /// What one installation works with.
 pub struct Installer {
     /// Downloads.
     pub fetcher: Fetcher,
+    /// Most requests at a time.
+    pub connections: usize,
     /// Whom to trust.
     pub trust: TrustConfig,
     /// Counts.

@@ -1,0 +1,124 @@
+//! What requests are made for which missing chunks.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn chunks(lengths: &[u32]) -> Vec<ChunkEntry> {
+    let mut file_offset = 1000;
+    let entries = lengths.iter().enumerate().map(|(number, frame_len)| {
+        let entry = entry(number, file_offset, *frame_len);
+        file_offset += u64::from(*frame_len);
+        entry
+    });
+    entries.collect()
+}
+
+fn entry(number: usize, file_offset: u64, frame_len: u32) -> ChunkEntry {
+    ChunkEntry {
+        raw_offset: number as u64 * 4096,
+        raw_len: 4096,
+        file_offset,
+        frame_len,
+        sha256: crate::update::digest::Sha256::of(b""),
+    }
+}
+
+fn missing(flags: &[bool]) -> Missing {
+    let mut missing = Missing::all(flags.len());
+    for (number, _) in flags.iter().enumerate().filter(|(_, needed)| !**needed) {
+        assert!(missing.done(number));
+    }
+    missing
+}
+
+#[test]
+fn small_gaps_are_fetched_along_and_large_ones_start_a_new_request() {
+    let small = u32::try_from(REQUEST_COSTS).unwrap();
+    let lengths = [10, small, 30, small + 1, 40, 100_000];
+    let flags = [true, false, true, false, true, false];
+    let found = runs(chunks(&lengths).iter().copied(), &missing(&flags), true);
+    let ends: Vec<_> = found.iter().map(|run| run.chunks.clone()).collect();
+    assert_eq!(ends, [0..3, 4..5]);
+    assert_eq!(found[0].bytes, 1000..1040 + u64::from(small));
+}
+
+#[test]
+fn a_server_without_ranges_is_asked_once_and_nothing_needed_means_no_request() {
+    let chunks = chunks(&[10, 1 << 20, 30, 1 << 20]);
+    let flags = [true, false, true, false];
+    let found = runs(chunks.iter().copied(), &missing(&flags), false);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].chunks, 0..3);
+    assert!(runs(chunks.iter().copied(), &missing(&[false; 4]), true).is_empty());
+}
+
+#[test]
+fn when_nearly_all_is_needed_one_stream_brings_it() {
+    let chunks = chunks(&[100_000, 30_000, 100_000]);
+    let needed = missing(&[true, false, true]);
+    assert_eq!(runs(chunks.iter().copied(), &needed, true).len(), 1);
+    // With more that is not needed, two.
+    let longer = chunks.iter().copied().chain([entry(3, 231_000, 200_000)]);
+    let needed = missing(&[true, false, true, false]);
+    assert_eq!(runs(longer, &needed, true).len(), 2);
+}
+
+#[test]
+fn too_many_requests_become_fewer_while_that_costs_little() {
+    // Of a thousand runs of 100 KB, every second gap is 1 KB over what is always joined, the others are far.
+    let pattern = [100_000, 5 << 10, 100_000, 900_000];
+    let lengths: Vec<u32> = (0..500).flat_map(|_| pattern).collect();
+    let flags: Vec<bool> = (0..2000).map(|number| number % 2 == 0).collect();
+    let found = runs(chunks(&lengths).into_iter(), &missing(&flags), true);
+    assert_eq!(found.len(), 500);
+    // Few enough already: nothing is fetched in vain.
+    let found = runs(
+        chunks(&lengths[..800]).into_iter(),
+        &missing(&flags[..800]),
+        true,
+    );
+    assert_eq!(found.len(), 400);
+}
+
+proptest! {
+    #[test]
+    fn all_that_is_missing_and_no_gap_at_an_end_is_asked_for_once(
+        entries in proptest::collection::vec((1_u32..60_000, any::<bool>()), 1..300),
+        ranges in any::<bool>(),
+    ) {
+        let (lengths, flags): (Vec<u32>, Vec<bool>) = entries.into_iter().unzip();
+        let (chunks, missing) = (chunks(&lengths), missing(&flags));
+        let found = runs(chunks.iter().copied(), &missing, ranges);
+        let mut covered = vec![0; chunks.len()];
+        let mut end = 0;
+        for run in &found {
+            prop_assert!(run.chunks.start >= end && run.chunks.end > run.chunks.start);
+            end = run.chunks.end;
+            prop_assert!(missing.contains(run.chunks.start) && missing.contains(end - 1));
+            prop_assert_eq!(run.bytes.start, chunks[run.chunks.start].file_offset);
+            let last = chunks[end - 1];
+            prop_assert_eq!(run.bytes.end, last.file_offset + u64::from(last.frame_len));
+            for number in run.chunks.clone() {
+                covered[number] += 1;
+            }
+        }
+        for (number, flag) in flags.iter().enumerate() {
+            prop_assert!(!flag || covered[number] == 1);
+        }
+    }
+
+    #[test]
+    fn a_list_of_missing_chunks_counts_what_it_says(
+        count in 0_usize..300, done in proptest::collection::vec(any::<proptest::sample::Index>(), 0..400),
+    ) {
+        let mut list = Missing::all(count);
+        let mut model: std::collections::BTreeSet<usize> = (0..count).collect();
+        for at in done.iter().filter(|_| count > 0).map(|at| at.index(count)) {
+            prop_assert_eq!(list.done(at), model.remove(&at));
+        }
+        prop_assert_eq!(list.len(), model.len());
+        prop_assert_eq!(list.is_empty(), model.is_empty());
+        prop_assert!((0..count + 70).all(|n| list.contains(n) == model.contains(&n)));
+    }
+}

@@ -15,7 +15,7 @@ use super::{
     admission::{Device, admit},
     board::Board,
     health,
-    install::Installer,
+    install::{Installer, delta::Running},
     meter::{Cancel, Canceller, Meter, cancellation},
     policy,
     saved::Saved,
@@ -23,10 +23,11 @@ use super::{
 };
 use crate::{
     config::Config,
+    image::delta::OldPayload,
     platform::{fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
     update::{
         failure::{Class, Failure},
-        machine::{Action, Event, Job, State, Written},
+        machine::{Action, Content, Event, Job, State, Written},
         slot::Slot,
     },
 };
@@ -87,6 +88,8 @@ struct Run {
     generation: u64,
     /// What a reboot is for.
     purpose: Purpose,
+    /// What was installed in the running slot.
+    content: Option<Content>,
 }
 
 impl Actions {
@@ -176,6 +179,7 @@ impl Actions {
             State::RollingBack { .. } => Purpose::Rollback,
             _ => Purpose::Request,
         };
+        let booted = context.board.booted.slot;
         let run = Run {
             context,
             meter,
@@ -183,6 +187,7 @@ impl Actions {
             say,
             generation,
             purpose,
+            content: saved.slots.get(&booted).and_then(|record| record.content),
         };
         let ending = self.ending.take();
         let memory = (
@@ -296,7 +301,7 @@ impl Run {
         + 'static,
     ) -> Result<T, Failure> {
         let context = self.context.clone();
-        let installer = self.installer();
+        let (mut installer, content) = (self.installer(), self.content);
         self.listen_to_retries();
         blocking(move || {
             let slot = context
@@ -309,6 +314,12 @@ impl Run {
                     format!("slot {target} was to be written, but it runs; restart the daemon");
                 return Err(Failure::new("boot-disagreement", Class::Final, text));
             }
+            // Without it only a static delta cannot be used.
+            installer.running = content.and_then(|Content { size, sha256 }| {
+                let path = context.board.slots.running().ok()?;
+                let payload = OldPayload { size, sha256 };
+                Some(Running { path, payload })
+            });
             work(&installer, &slot)
         })
         .await
@@ -318,6 +329,7 @@ impl Run {
         Installer {
             fetcher: self.context.fetcher.clone(),
             connections: CONNECTIONS,
+            running: None,
             trust: self.context.config.trust.clone(),
             meter: self.meter.clone(),
             cancel: self.cancel.clone(),

@@ -262,6 +262,18 @@ impl Slots {
         Ok(InactiveSlot { slot, path })
     }
 
+    /// The device of the slot that runs, to read from.
+    ///
+    /// # Errors
+    /// [`SlotsError`].
+    pub fn running(&self) -> Result<PathBuf, SlotsError> {
+        let [a, b] = self.resolve_both()?;
+        Ok(match self.booted()?.slot {
+            Slot::A => a.0,
+            Slot::B => b.0,
+        })
+    }
+
     fn resolve_both(&self) -> Result<[(PathBuf, Identity); 2], SlotsError> {
         let a = self.resolve(Slot::A, &self.a)?;
         let b = self.resolve(Slot::B, &self.b)?;

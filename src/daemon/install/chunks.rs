@@ -2,11 +2,11 @@
 //! network.
 //!
 //! Four stages work off one list of missing chunks, each leaving less to the next: [`super::scan`] finds
-//! what is in place, [`super::reuse`] copies what the device has elsewhere, a static delta makes what it can, and
+//! what is in place, [`super::reuse`] copies what the device has elsewhere, [`super::delta`] makes what a static delta can, and
 //! [`super::fetch`] downloads the rest. Every chunk is verified by its signed digest before it is written, wherever
 //! it comes from.
 
-use super::{Hashed, Installer, Start, fetch, filling::Filling, scan};
+use super::{Hashed, Installer, Start, delta, fetch, filling::Filling, scan};
 use crate::{
     daemon::source::Source,
     image::Header,
@@ -37,6 +37,9 @@ pub fn install(
         }
         None => {
             drop(start);
+            if let Some(running) = &installer.running {
+                delta::apply(&mut filling, source, running, installer.connections)?;
+            }
             fetch::fetch(&mut filling, source, installer.connections)?;
         }
     }

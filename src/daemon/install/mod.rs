@@ -6,6 +6,7 @@
 //! ([`crate::platform::slot_writer::SlotWriter`] sees to it), and only when all else was right.
 
 pub mod chunks;
+pub mod delta;
 pub mod error;
 pub mod fetch;
 pub mod filling;
@@ -46,6 +47,8 @@ pub struct Installer {
     pub fetcher: Fetcher,
     /// Most requests at a time.
     pub connections: usize,
+    /// The running slot, if it is known what was installed in it.
+    pub running: Option<delta::Running>,
     /// Whom to trust.
     pub trust: TrustConfig,
     /// Counts.

@@ -327,8 +327,7 @@ impl Groups {
             return true;
         };
         let (done, made) = sync_channel(1);
-        self.to_writer.send(made).is_ok()
-            && self.to_workers.send(Job { chunks, raw, done }).is_ok()
+        self.to_writer.send(made).is_ok() && self.to_workers.send(Job { chunks, raw, done }).is_ok()
     }
 }
 

@@ -24,7 +24,9 @@ pub enum DeltaError {
     )]
     Version(u32),
     /// For other images.
-    #[error("the delta is for another {what}: it names {found}, here it is {expected}; make it again for this pair")]
+    #[error(
+        "the delta is for another {what}: it names {found}, here it is {expected}; make it again for this pair"
+    )]
     OtherPair {
         /// `old payload` or `new image`.
         what: &'static str,
@@ -34,7 +36,9 @@ pub enum DeltaError {
         expected: String,
     },
     /// A length is beyond what any honest delta has.
-    #[error("the delta claims {size} for {what}, at most {limit} is allowed; it is damaged or hostile, make it again")]
+    #[error(
+        "the delta claims {size} for {what}, at most {limit} is allowed; it is damaged or hostile, make it again"
+    )]
     TooLarge {
         /// What is too large.
         what: &'static str,
@@ -47,7 +51,9 @@ pub enum DeltaError {
     #[error("the table of the delta is damaged: {0}; make or upload it again")]
     Malformed(&'static str),
     /// A frame does not decompress to what its chunks need.
-    #[error("a patch of the delta does not decompress: {0}; the delta is damaged, or the old data was changed")]
+    #[error(
+        "a patch of the delta does not decompress: {0}; the delta is damaged, or the old data was changed"
+    )]
     Patch(&'static str),
 }
 

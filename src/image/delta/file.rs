@@ -113,11 +113,7 @@ impl DeltaHead {
     ///
     /// # Errors
     /// It is cut off or damaged, or asks for more than the limits allow.
-    pub fn read_table(
-        self,
-        reader: &mut impl Read,
-        header: &Header,
-    ) -> Result<Delta, DeltaError> {
+    pub fn read_table(self, reader: &mut impl Read, header: &Header) -> Result<Delta, DeltaError> {
         let mut packed = Vec::new();
         reader
             .take(self.packed_len.into())
@@ -229,7 +225,11 @@ impl Entries<'_> {
             return Err(DeltaError::Malformed("a patch makes nothing"));
         }
         // Each takes two bytes at least: no more are allocated than there can be.
-        limit("runs", runs, u32::try_from(self.rest.len()).unwrap_or(u32::MAX))?;
+        limit(
+            "runs",
+            runs,
+            u32::try_from(self.rest.len()).unwrap_or(u32::MAX),
+        )?;
         for _ in 0..runs {
             let (gap, count) = (self.number()?, self.number()?);
             let start = (self.chunk as u64).checked_add(gap);
@@ -372,9 +372,7 @@ impl TableBuilder {
         compressor
             .include_checksum(true)
             .map_err(DeltaError::Read)?;
-        let packed = compressor
-            .compress(&self.bytes)
-            .map_err(DeltaError::Read)?;
+        let packed = compressor.compress(&self.bytes).map_err(DeltaError::Read)?;
         let mut head = Vec::new();
         head.extend_from_slice(MAGIC);
         head.extend_from_slice(&DELTA_VERSION.to_le_bytes());

@@ -53,6 +53,9 @@ pub const REGION_UNIT: u32 = 4096;
 /// `.from-<first 16 hexadecimal digits of the payload's SHA-256>.delta`.
 #[must_use]
 pub fn suffix(old: Sha256) -> String {
-    let digits: String = old.0[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits: String = old.0[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!(".from-{digits}.delta")
 }

@@ -81,8 +81,6 @@ pub(super) fn encode(dictionary: &[u8], raw: &[u8], level: i32) -> Result<Vec<u8
     set(&mut context, CParameter::ContentSizeFlag(false))?;
     context.ref_prefix(dictionary).map_err(get_error_name)?;
     let mut frame = Vec::with_capacity(zstd::zstd_safe::compress_bound(raw.len()));
-    context
-        .compress2(&mut frame, raw)
-        .map_err(get_error_name)?;
+    context.compress2(&mut frame, raw).map_err(get_error_name)?;
     Ok(frame)
 }

@@ -94,7 +94,8 @@ impl IndexBuilder {
     pub fn add(&mut self, offset: u64, bytes: &[u8]) {
         samples(bytes, self.rate, |position, hash| {
             let unit = (offset + position as u64) / UNIT;
-            self.samples.push(u64::from(hash) << 32 | (unit & 0xFFFF_FFFF));
+            self.samples
+                .push(u64::from(hash) << 32 | (unit & 0xFFFF_FFFF));
         });
     }
 
@@ -156,7 +157,9 @@ impl Index {
                 if sample >> 32 != u64::from(*hash) {
                     break;
                 }
-                let shared = cells.entry((sample & 0xFFFF_FFFF) * UNIT / CELL).or_default();
+                let shared = cells
+                    .entry((sample & 0xFFFF_FFFF) * UNIT / CELL)
+                    .or_default();
                 if shared.last() != Some(&number) {
                     shared.push(number);
                 }

@@ -237,18 +237,21 @@ fn a_table_that_claims_what_cannot_be_is_refused() {
     let (_, file) = delta_with(&old, &image, 1);
     let huge = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1];
     let tables: [(&[u8], &str); 12] = [
-        (&[0], "delta-malformed"),                              // makes nothing
-        (&[1, 0, 0, 0, 1], "delta-malformed"),                  // an empty run
-        (&[1, 0, 3, 0, 1], "delta-malformed"),                  // a third chunk
-        (&[1, 9, 1, 0, 1], "delta-malformed"),                  // a tenth chunk
-        (&[1, 0, 1, 1, 1, 1, 1], "delta-malformed"),            // a region before the start
-        (&[1, 0, 1, 1, 4, 1, 1], "delta-malformed"),            // a region behind the end
-        (&[1, 0, 1, 1, 0, 3, 1], "delta-malformed"),            // a region over the end
-        (&[1, 0, 1, 1, 0, 0, 1], "delta-malformed"),            // an empty region
-        (&[9, 0, 1, 0, 1], "delta-limit-exceeded"),             // more runs than bytes
-        (&[1, 0, 1, 0xFF, 0x7F], "delta-limit-exceeded"),       // too many regions
-        (&[1, 0, 1, 0, 0xFF, 0xFF, 0xFF, 0x7F], "delta-limit-exceeded"), // too long a frame
-        (&[1, 0, 1, 0], "delta-malformed"),                     // no end
+        (&[0], "delta-malformed"),                        // makes nothing
+        (&[1, 0, 0, 0, 1], "delta-malformed"),            // an empty run
+        (&[1, 0, 3, 0, 1], "delta-malformed"),            // a third chunk
+        (&[1, 9, 1, 0, 1], "delta-malformed"),            // a tenth chunk
+        (&[1, 0, 1, 1, 1, 1, 1], "delta-malformed"),      // a region before the start
+        (&[1, 0, 1, 1, 4, 1, 1], "delta-malformed"),      // a region behind the end
+        (&[1, 0, 1, 1, 0, 3, 1], "delta-malformed"),      // a region over the end
+        (&[1, 0, 1, 1, 0, 0, 1], "delta-malformed"),      // an empty region
+        (&[9, 0, 1, 0, 1], "delta-limit-exceeded"),       // more runs than bytes
+        (&[1, 0, 1, 0xFF, 0x7F], "delta-limit-exceeded"), // too many regions
+        (
+            &[1, 0, 1, 0, 0xFF, 0xFF, 0xFF, 0x7F],
+            "delta-limit-exceeded",
+        ), // too long a frame
+        (&[1, 0, 1, 0], "delta-malformed"),               // no end
     ];
     for (table, code) in tables {
         let hostile = with_table(&file, table, table.len());

@@ -73,6 +73,9 @@ pub struct BuildArgs {
     /// Root file system: an image file or a block device that is not in use
     #[arg(long, value_name = "FILE")]
     rootfs: PathBuf,
+    /// Boot partition: an image file or a block device that is not in use
+    #[arg(long, value_name = "FILE")]
+    boot: Option<PathBuf>,
     /// Version of the firmware
     #[arg(long, value_name = "V")]
     version: String,
@@ -96,9 +99,9 @@ pub struct BuildArgs {
     /// zstd level, up to 22
     #[arg(long, default_value_t = crate::image::limits::DEFAULT_LEVEL, allow_negative_numbers = true)]
     level: i32,
-    /// Size of a chunk, like 64K or 1M
-    #[arg(long, value_name = "S", default_value = "256K", value_parser = parse_size)]
-    chunk_size: u32,
+    /// Average size of a chunk, like 8K [default: 8K, more for large images]
+    #[arg(long, value_name = "S", value_parser = parse_size)]
+    chunk_size: Option<u32>,
     /// Threads that compress [default: one for each processor]
     #[arg(long, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
@@ -341,7 +344,7 @@ mod tests {
             panic!("not understood");
         };
         assert_eq!(args.compatible, ["one", "two", "three"]);
-        assert_eq!((args.chunk_size, args.security_epoch), (65536, 3));
+        assert_eq!((args.chunk_size, args.security_epoch), (Some(65536), 3));
     }
 
     #[test]

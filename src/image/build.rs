@@ -17,25 +17,29 @@ use std::{
 
 use jiff::Timestamp;
 use ring::digest::{Context, SHA256};
-use zstd::bulk::Compressor;
 
 use crate::update::digest::Sha256;
 
 use super::{
+    cut::{Cutter, is_zeros},
     error::ImageError,
     frame::{FRAME_HEAD, INDEX_FRAME, MANIFEST_FRAME, SeekTable, write_skippable},
+    group::{Frames, Group, GroupEncoder},
     header::{Header, IMAGE_MAGIC},
-    index::{ChunkIndex, IndexBuilder},
+    index::{ChunkDigest, ChunkIndex, IndexBuilder, NewChunk},
     limits::{
-        DEFAULT_CHUNK, DEFAULT_LEVEL, FORMAT_VERSION, MAX_CHUNK, MAX_FRAME, MAX_MANIFEST,
-        MIN_CHUNK, SECTOR,
+        AUTO_CHUNKS, DEFAULT_AVERAGE, DEFAULT_LEVEL, FORMAT_VERSION, MAX_AVERAGE, MAX_MANIFEST,
+        MIN_AVERAGE, MIN_HOLE, SECTOR,
     },
-    manifest::{Chunking, Manifest, PartitionImage, Payload, ROOTFS},
+    manifest::{Chunking, Manifest, PartitionImage, Payload},
     signature::Signatures,
 };
 
-/// Chunks that may be under way for each thread: enough to keep all busy, little enough for memory.
-const CHUNKS_PER_THREAD: usize = 3;
+/// Groups that may be under way for each thread: enough to keep all busy, little enough for memory.
+const GROUPS_PER_THREAD: usize = 2;
+
+/// Chunks are compressed together until they have so many raw bytes.
+const GROUP: usize = 4 << 20;
 
 /// What an image shall say and how it shall be made.
 #[derive(Debug, Clone)]
@@ -52,7 +56,7 @@ pub struct BuildOptions {
     pub security_epoch: u64,
     /// zstd level.
     pub level: i32,
-    /// Size of a chunk in bytes: a multiple of 4 KiB, 4 KiB to 4 MiB.
+    /// Average size of a chunk in bytes, 2 KiB to 256 KiB.
     pub chunk_size: u32,
     /// Threads that compress; does not change the result.
     pub threads: NonZeroUsize,
@@ -69,16 +73,16 @@ impl BuildOptions {
             created,
             security_epoch: 0,
             level: DEFAULT_LEVEL,
-            chunk_size: DEFAULT_CHUNK,
+            chunk_size: DEFAULT_AVERAGE,
             threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         }
     }
 
-    fn check(&self, size: u64) -> Result<(), ImageError> {
+    fn check<R>(&self, parts: &[Part<R>]) -> Result<(), ImageError> {
         let chunk = self.chunk_size;
-        if !(MIN_CHUNK..=MAX_CHUNK).contains(&chunk) || !chunk.is_multiple_of(MIN_CHUNK) {
+        if !(MIN_AVERAGE..=MAX_AVERAGE).contains(&chunk) {
             return Err(ImageError::Build(format!(
-                "the chunk size is {chunk} bytes; it must be a multiple of {MIN_CHUNK} up to {MAX_CHUNK}"
+                "the chunk size is {chunk} bytes; it must be {MIN_AVERAGE} to {MAX_AVERAGE}"
             )));
         }
         let levels = zstd::compression_level_range();
@@ -90,21 +94,22 @@ impl BuildOptions {
                 levels.end()
             )));
         }
-        if size == 0 || !size.is_multiple_of(SECTOR) {
-            return Err(ImageError::Build(format!(
-                "the root file system has {size} bytes, which is not a positive multiple of {SECTOR}: it is no partition image, or cut off"
-            )));
-        }
-        if size.div_ceil(chunk.into()) > IndexBuilder::MAX_CHUNKS {
-            return Err(ImageError::Build(format!(
-                "{size} bytes are too many chunks of {chunk}; choose a larger chunk size"
-            )));
+        for Part { target, size, .. } in parts {
+            if *size == 0 || !size.is_multiple_of(SECTOR) {
+                return Err(ImageError::Build(format!(
+                    "the image for {target} has {size} bytes, which is not a positive multiple of {SECTOR}: it is no partition image, or cut off"
+                )));
+            }
         }
         Ok(())
     }
 
-    fn manifest(&self, payload: Payload, index: &ChunkIndex) -> Manifest {
-        let Payload { size, sha256 } = payload;
+    fn manifest(
+        &self,
+        payload: Payload,
+        images: Vec<PartitionImage>,
+        index: &ChunkIndex,
+    ) -> Manifest {
         Manifest {
             format: FORMAT_VERSION,
             name: self.name.clone(),
@@ -113,19 +118,33 @@ impl BuildOptions {
             created: self.created,
             security_epoch: self.security_epoch,
             payload,
-            images: vec![PartitionImage {
-                target: ROOTFS.to_owned(),
-                size,
-                sha256,
-            }],
-            chunking: Chunking {
-                method: "fixed".to_owned(),
-                size: Some(self.chunk_size),
-            },
+            images,
+            chunking: Chunking::content_defined(self.chunk_size),
             index: index.reference(),
             critical_features: Vec::new(),
         }
     }
+}
+
+/// The raw image of one partition.
+#[derive(Debug)]
+pub struct Part<R> {
+    /// `boot` or `rootfs`.
+    pub target: &'static str,
+    /// Its bytes.
+    pub input: R,
+    /// How many they are.
+    pub size: u64,
+}
+
+/// The average size of a chunk, in bytes, for this much data without holes: small chunks find more on a
+/// device, and each costs memory there.
+#[must_use]
+pub fn chunk_size_for(data: u64) -> u32 {
+    const STEP: u64 = 1024;
+    let size = data.div_ceil(AUTO_CHUNKS).next_multiple_of(STEP);
+    let size = size.clamp(DEFAULT_AVERAGE.into(), MAX_AVERAGE.into());
+    u32::try_from(size).expect("clamped to 32 bits")
 }
 
 /// An image whose frames are in the scratch file: ready to be signed and put together.
@@ -163,30 +182,48 @@ impl BuiltImage {
     }
 }
 
-/// Compresses `size` bytes of `input` into frames, one after the other. `progress` is told the raw
-/// bytes done.
+/// Compresses `parts` (`rootfs`, or `boot` and `rootfs`) into frames, one after the other. `progress` is
+/// told the raw bytes done.
 ///
 /// # Errors
-/// When the options are impossible, the input is shorter than `size`, or reading or writing fails.
-pub fn build(
-    input: impl Read + Send,
-    size: u64,
+/// When the options are impossible, an input is shorter than its size, or reading or writing fails.
+pub fn build<R: Read + Send>(
+    parts: Vec<Part<R>>,
     options: &BuildOptions,
     frames: &mut impl Write,
     progress: &mut dyn FnMut(u64),
 ) -> Result<BuiltImage, ImageError> {
-    options.check(size)?;
+    options.check(&parts)?;
+    let mut size = 0_u64;
+    for part in &parts {
+        size = size
+            .checked_add(part.size)
+            .ok_or_else(|| ImageError::Build("the images are too large together".to_owned()))?;
+    }
     // Words in the manifest are checked before the long work, with digests yet unknown.
-    let unknown = Payload {
-        size,
-        sha256: Sha256([0; 32]),
+    let unknown = Sha256([0; 32]);
+    let image = |part: &Part<R>| PartitionImage {
+        target: part.target.to_owned(),
+        size: part.size,
+        sha256: unknown,
     };
-    let mut one_chunk = IndexBuilder::new();
-    one_chunk.push(1, 1, unknown.sha256);
-    check_manifest(&options.manifest(unknown, &one_chunk.finish()))?;
+    let payload = |sha256| Payload { size, sha256 };
+    let mut one_chunk = IndexBuilder::new(0);
+    one_chunk.push(&NewChunk {
+        raw_len: 1,
+        frame_len: 1,
+        digest: ChunkDigest([0; 16]),
+        starts_frame: true,
+        zeros: false,
+    })?;
+    let mut images: Vec<_> = parts.iter().map(image).collect();
+    check_manifest(&options.manifest(payload(unknown), images.clone(), &one_chunk.finish()))?;
 
-    let (sha256, index) = compress_all(input, size, options, frames, progress)?;
-    let manifest = options.manifest(Payload { size, sha256 }, &index);
+    let (digests, index) = compress_all(parts, options, frames, progress)?;
+    for (image, sha256) in images.iter_mut().zip(digests.parts) {
+        image.sha256 = sha256;
+    }
+    let manifest = options.manifest(payload(digests.payload), images, &index);
     let manifest_bytes = check_manifest(&manifest)?;
     Ok(BuiltImage {
         manifest,
@@ -207,30 +244,29 @@ fn check_manifest(manifest: &Manifest) -> Result<Vec<u8>, ImageError> {
     Ok(bytes)
 }
 
-/// A chunk on its way to a thread that compresses it, and where its frame is awaited.
+/// A group on its way to a thread that compresses it, and where its frames are awaited.
 struct Job {
-    raw: Vec<u8>,
-    done: SyncSender<io::Result<Frame>>,
+    group: Group,
+    done: SyncSender<io::Result<Frames>>,
 }
 
-struct Frame {
-    raw_len: u32,
-    sha256: Sha256,
-    bytes: Vec<u8>,
+/// Of the raw bytes.
+struct Digests {
+    payload: Sha256,
+    parts: Vec<Sha256>,
 }
 
 /// One thread reads, several compress, this one writes. The queue of awaited frames keeps the order
 /// and, being bounded, the memory: the reader stops while it is full. When one side fails it drops its
 /// end of a channel and the others run out of work.
-fn compress_all(
-    input: impl Read + Send,
-    size: u64,
+fn compress_all<R: Read + Send>(
+    parts: Vec<Part<R>>,
     options: &BuildOptions,
     out: &mut impl Write,
     progress: &mut dyn FnMut(u64),
-) -> Result<(Sha256, ChunkIndex), ImageError> {
+) -> Result<(Digests, ChunkIndex), ImageError> {
     let threads = options.threads.get();
-    let depth = threads * CHUNKS_PER_THREAD;
+    let depth = threads * GROUPS_PER_THREAD;
     thread::scope(|scope| {
         let (to_workers, jobs) = sync_channel::<Job>(depth);
         let (to_writer, awaited) = sync_channel(depth);
@@ -241,9 +277,14 @@ fn compress_all(
         }
         // The workers hold the only ends now: when they are gone the reader notices.
         drop(jobs);
-        let chunk_size = options.chunk_size;
-        let reader =
-            scope.spawn(move || read_chunks(input, size, chunk_size, &to_workers, &to_writer));
+        let chunking = Chunking::content_defined(options.chunk_size);
+        let reader = scope.spawn(move || {
+            let mut sink = |group| {
+                let (done, frames) = sync_channel(1);
+                to_writer.send(frames).is_ok() && to_workers.send(Job { group, done }).is_ok()
+            };
+            read_parts(parts, &chunking, &mut sink)
+        });
 
         let written = write_frames(awaited, out, progress);
         let read = reader.join().expect("reading does not panic");
@@ -252,95 +293,134 @@ fn compress_all(
     })
 }
 
-fn read_chunks(
-    mut input: impl Read,
-    size: u64,
-    chunk_size: u32,
-    to_workers: &SyncSender<Job>,
-    to_writer: &SyncSender<Receiver<io::Result<Frame>>>,
-) -> Result<Sha256, ImageError> {
+/// Reads and cuts. `sink` says false when nobody wants more: the writer failed and says why.
+fn read_parts<R: Read>(
+    parts: Vec<Part<R>>,
+    chunking: &Chunking,
+    sink: &mut dyn FnMut(Group) -> bool,
+) -> Result<Digests, ImageError> {
     let mut payload = Context::new(&SHA256);
-    let mut left = size;
-    while left > 0 {
-        let len = left.min(chunk_size.into());
-        let mut raw = vec![0; usize::try_from(len).expect("a chunk has at most 4 MiB")];
-        input.read_exact(&mut raw).map_err(|error| {
-            if error.kind() == io::ErrorKind::UnexpectedEof {
-                ImageError::Build(format!(
-                    "the root file system ended after {} of {size} bytes; was it changed meanwhile?",
-                    size - left
-                ))
-            } else {
-                ImageError::Read(error)
-            }
-        })?;
-        payload.update(&raw);
-        left -= len;
-        let (done, frame) = sync_channel(1);
-        if to_writer.send(frame).is_err() || to_workers.send(Job { raw, done }).is_err() {
-            // The writer failed and says why.
+    let mut digests = Vec::new();
+    for part in parts {
+        let mut image = Context::new(&SHA256);
+        let mut seen = |bytes: &[u8]| {
+            payload.update(bytes);
+            image.update(bytes);
+        };
+        if !read_part(part, chunking, &mut seen, sink)? {
             break;
         }
+        digests.push(Sha256::from_ring(&image.finish()));
     }
-    Ok(Sha256::from_ring(&payload.finish()))
+    Ok(Digests {
+        payload: Sha256::from_ring(&payload.finish()),
+        parts: digests,
+    })
+}
+
+fn read_part<R: Read>(
+    part: Part<R>,
+    chunking: &Chunking,
+    seen: &mut dyn FnMut(&[u8]),
+    sink: &mut dyn FnMut(Group) -> bool,
+) -> Result<bool, ImageError> {
+    let Part {
+        target,
+        mut input,
+        size,
+    } = part;
+    let mut cutter = Cutter::new(chunking);
+    let mut left = size;
+    let mut buffer = Vec::new();
+    loop {
+        // Whole chunks of the buffer become groups; the rest is taken along to the next round.
+        let wanted = left.min((GROUP + cutter.lookahead() - buffer.len()) as u64);
+        let before = buffer.len();
+        let got = input
+            .by_ref()
+            .take(wanted)
+            .read_to_end(&mut buffer)
+            .map_err(ImageError::Read)?;
+        if (got as u64) < wanted {
+            let done = size - left + got as u64;
+            return Err(ImageError::Build(format!(
+                "the image for {target} ended after {done} of {size} bytes; was it changed meanwhile?"
+            )));
+        }
+        seen(&buffer[before..]);
+        left -= wanted;
+        let mut done = 0;
+        let mut group_start = 0;
+        let mut ends = Vec::new();
+        while let Some(len) = cutter.next(&buffer[done..], left == 0) {
+            let chunk = done..done + len;
+            let zeros = len >= MIN_HOLE && is_zeros(&buffer[chunk.clone()]);
+            let mut cut = |range: std::ops::Range<usize>, ends: Vec<usize>, zeros| {
+                let raw = buffer[range].to_vec();
+                ends.is_empty() || sink(Group { raw, ends, zeros })
+            };
+            if zeros {
+                if !cut(group_start..done, std::mem::take(&mut ends), false)
+                    || !cut(chunk.clone(), vec![len], true)
+                {
+                    return Ok(false);
+                }
+                group_start = chunk.end;
+            } else {
+                ends.push(chunk.end - group_start);
+            }
+            done = chunk.end;
+        }
+        if !ends.is_empty() {
+            let raw = buffer[group_start..done].to_vec();
+            let zeros = false;
+            if !sink(Group { raw, ends, zeros }) {
+                return Ok(false);
+            }
+        }
+        buffer.drain(..done);
+        if left == 0 {
+            return Ok(true);
+        }
+    }
 }
 
 fn compress_jobs(jobs: &Mutex<Receiver<Job>>, level: i32) {
-    let mut compressor = None;
+    let mut encoder = GroupEncoder::new(level);
     loop {
         let next = match jobs.lock() {
             Ok(jobs) => jobs.recv(),
             Err(_) => return,
         };
-        let Ok(Job { raw, done }) = next else { return };
+        let Ok(Job { group, done }) = next else {
+            return;
+        };
+        let frames = match &mut encoder {
+            Ok(encoder) => encoder.encode(&group),
+            Err(error) => Err(io::Error::other(error.to_string())),
+        };
         // Nobody waits for the answer when the writer failed.
-        let _ = done.send(compress(&mut compressor, level, &raw));
+        let _ = done.send(frames);
     }
-}
-
-fn compress(
-    compressor: &mut Option<Compressor<'static>>,
-    level: i32,
-    raw: &[u8],
-) -> io::Result<Frame> {
-    let compressor = match compressor {
-        Some(compressor) => compressor,
-        None => {
-            let mut new = Compressor::new(level)?;
-            // Without the manifest, for `zstd -dc | dd`, this is what finds a damaged frame.
-            new.include_checksum(true)?;
-            compressor.insert(new)
-        }
-    };
-    let bytes = compressor.compress(raw)?;
-    if bytes.len() > MAX_FRAME as usize {
-        return Err(io::Error::other(
-            "zstd made a frame longer than it promises",
-        ));
-    }
-    Ok(Frame {
-        raw_len: u32::try_from(raw.len()).map_err(io::Error::other)?,
-        sha256: Sha256::of(raw),
-        bytes,
-    })
 }
 
 fn write_frames(
-    awaited: Receiver<Receiver<io::Result<Frame>>>,
+    awaited: Receiver<Receiver<io::Result<Frames>>>,
     out: &mut impl Write,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ChunkIndex, ImageError> {
-    let mut index = IndexBuilder::new();
+    let mut index = IndexBuilder::new(0);
     let mut raw_done = 0;
     let mut out = io::BufWriter::with_capacity(1 << 20, out);
-    for frame in awaited {
+    for frames in awaited {
         // A thread that ended without an answer was ended by another error.
-        let Ok(frame) = frame.recv() else { break };
-        let frame = frame.map_err(|error| ImageError::Build(format!("zstd failed: {error}")))?;
-        out.write_all(&frame.bytes).map_err(ImageError::Write)?;
-        let frame_len = u32::try_from(frame.bytes.len()).expect("checked by `compress`");
-        index.push(frame.raw_len, frame_len, frame.sha256);
-        raw_done += u64::from(frame.raw_len);
+        let Ok(frames) = frames.recv() else { break };
+        let frames = frames.map_err(|error| ImageError::Build(format!("zstd failed: {error}")))?;
+        out.write_all(&frames.bytes).map_err(ImageError::Write)?;
+        for chunk in &frames.chunks {
+            index.push(chunk)?;
+            raw_done += u64::from(chunk.raw_len);
+        }
         progress(raw_done);
     }
     out.flush().map_err(ImageError::Write)?;

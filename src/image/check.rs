@@ -21,11 +21,19 @@ pub fn check_payload(
 ) -> Result<(), ImageError> {
     let mut decoder = ChunkDecoder::new();
     let mut raw = Vec::new();
+    // The raw bytes before the chunk, as many as any chunk needs.
+    let mut before = Vec::new();
     let mut payload = Context::new(&SHA256);
     for chunk in header.chunks() {
-        let frame = read_vec(reader, chunk.frame_len.into(), "a chunk")?;
-        decoder.decode_chunk(&chunk, &frame, &mut raw)?;
+        let bytes = read_vec(reader, chunk.frame_len.into(), "a chunk")?;
+        let prefix = before.len() - chunk.prefix_len as usize;
+        decoder.decode_chunk(&chunk, &before[prefix..], &bytes, &mut raw)?;
         payload.update(&raw);
+        before.extend_from_slice(&raw);
+        let old = before
+            .len()
+            .saturating_sub(header.index().max_prefix() as usize);
+        before.drain(..old);
         progress(chunk.raw_offset + u64::from(chunk.raw_len));
     }
     let found = Sha256::from_ring(&payload.finish());

@@ -1,37 +1,70 @@
-//! One chunk from its frame: decompressed into bounded memory and compared with its signed digest.
+//! One chunk from its bytes: decompressed into bounded memory and compared with its signed digest.
+//!
+//! A chunk is one or more whole blocks of a zstd frame; the chunk that begins the frame has the frame's
+//! head in front, the one that ends it the frame's checksum behind. To decode a chunk alone, its blocks
+//! are put into a small frame of their own, with the raw bytes before the chunk as prefix.
 
 use std::io;
 
-use zstd::bulk::Decompressor;
+use zstd::zstd_safe::{self, DCtx};
 
-use crate::update::digest::Sha256;
+use super::{
+    error::ImageError,
+    index::{ChunkDigest, ChunkEntry},
+};
 
-use super::{error::ImageError, index::ChunkEntry};
+/// Of a zstd frame (RFC 8878, 3.1.1).
+pub(crate) const FRAME_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
+/// Of a zstd dictionary (RFC 8878, 5).
+const DICTIONARY_MAGIC: [u8; 4] = 0xEC30_A437_u32.to_le_bytes();
+/// Frame header descriptor of every frame: content size of four bytes, window descriptor, checksum.
+pub(crate) const DESCRIPTOR: u8 = 0x84;
+/// Magic, descriptor, window, content size.
+pub(crate) const HEAD_LEN: usize = 10;
+/// Window of 8 MiB, the most that every decoder must take (RFC 8878, 3.1.1.1.2).
+const MAX_WINDOW: u8 = 13 << 3;
+/// Content checksum at the end of a frame.
+pub(crate) const CHECKSUM_LEN: usize = 4;
+const BLOCK_HEAD: usize = 3;
 
 /// Decompresses chunks, reusing its working memory.
-#[derive(Default)]
-pub struct ChunkDecoder(Decompressor<'static>);
+pub struct ChunkDecoder {
+    zstd: DCtx<'static>,
+    /// The small frame.
+    frame: Vec<u8>,
+}
+
+impl Default for ChunkDecoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl ChunkDecoder {
-    /// A decoder with no memory yet.
+    /// A decoder with little memory yet.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            zstd: DCtx::create(),
+            frame: Vec::new(),
+        }
     }
 
-    /// Puts the raw bytes of `chunk` into `out`, whose old content is lost. After an error `out` is
+    /// Puts the raw bytes of `chunk` into `out`, whose old content is lost. `bytes` are those of the file,
+    /// `prefix` the `prefix_len` raw bytes of the image right before the chunk. After an error `out` is
     /// empty: bytes that did not match never leave this function.
     ///
     /// # Errors
-    /// When `frame` has another length, does not decompress to exactly the chunk's length, or the
-    /// bytes have another SHA-256.
+    /// When `bytes` or `prefix` have another length than the index says, do not decompress to exactly the
+    /// chunk's length, or the raw bytes have another digest.
     pub fn decode_chunk(
         &mut self,
         chunk: &ChunkEntry,
-        frame: &[u8],
+        prefix: &[u8],
+        bytes: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), ImageError> {
-        let result = self.decode(chunk, frame, out);
+        let result = self.decode(chunk, prefix, bytes, out);
         if result.is_err() {
             out.clear();
         }
@@ -41,38 +74,111 @@ impl ChunkDecoder {
     fn decode(
         &mut self,
         chunk: &ChunkEntry,
-        frame: &[u8],
+        prefix: &[u8],
+        bytes: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), ImageError> {
         let offset = chunk.raw_offset;
-        if frame.len() as u64 != u64::from(chunk.frame_len) {
-            return Err(ImageError::ChunkLength {
+        let check = |expected: u32, found: usize| {
+            let (expected, found) = (expected.into(), found as u64);
+            if expected == found {
+                return Ok(());
+            }
+            Err(ImageError::ChunkLength {
                 offset,
-                expected: chunk.frame_len.into(),
-                found: frame.len() as u64,
-            });
-        }
-        // One frame and nothing else: every reader of the file must see the same chunk.
-        if !zstd::zstd_safe::find_frame_compressed_size(frame).is_ok_and(|len| len == frame.len()) {
-            let source = io::Error::new(io::ErrorKind::InvalidData, "it is not one zstd frame");
-            return Err(ImageError::ChunkDecode { offset, source });
-        }
+                expected,
+                found,
+            })
+        };
+        let failed = |why: String| ImageError::ChunkDecode {
+            offset,
+            source: io::Error::new(io::ErrorKind::InvalidData, why),
+        };
+        check(chunk.frame_len, bytes.len())?;
+        check(chunk.prefix_len, prefix.len())?;
+        self.wrap(chunk, bytes)
+            .map_err(|why| failed(why.to_owned()))?;
         // One-shot decompression into a slice: zstd can neither write past its end nor allocate a
-        // window, whatever the frame's header says.
+        // window, whatever the blocks say.
         out.resize(chunk.raw_len as usize, 0);
-        let len = self
-            .0
-            .decompress_to_buffer(frame, out.as_mut_slice())
-            .map_err(|source: io::Error| ImageError::ChunkDecode { offset, source })?;
-        if len != out.len() {
-            return Err(ImageError::ChunkLength {
-                offset,
-                expected: chunk.raw_len.into(),
-                found: len as u64,
-            });
-        }
+        let len = decompress(&mut self.zstd, prefix, &self.frame, out)
+            .map_err(|code| failed(zstd_safe::get_error_name(code).to_owned()))?;
+        check(chunk.raw_len, len)?;
         check_digest(chunk, out)
     }
+
+    /// Makes the small frame of the chunk's blocks.
+    fn wrap(&mut self, chunk: &ChunkEntry, bytes: &[u8]) -> Result<(), &'static str> {
+        let blocks = match chunk.prefix_len {
+            0 => take_head(bytes).ok_or("it does not begin with the head of a frame")?,
+            _ => bytes,
+        };
+        let (blocks, last) = split_blocks(blocks).ok_or("it does not consist of whole blocks")?;
+        small_frame(&mut self.frame, blocks, last, chunk.raw_len);
+        Ok(())
+    }
+}
+
+/// Decompresses one whole frame with `prefix` in front of it.
+pub(crate) fn decompress(
+    zstd: &mut DCtx<'static>,
+    prefix: &[u8],
+    frame: &[u8],
+    out: &mut [u8],
+) -> Result<usize, zstd_safe::ErrorCode> {
+    if prefix.starts_with(&DICTIONARY_MAGIC) {
+        // Here zstd would take the image's bytes for a dictionary with tables of its own.
+        let mut once = DCtx::create();
+        once.ref_prefix(prefix)?;
+        return once.decompress(out, frame);
+    }
+    zstd.decompress_using_dict(out, frame, prefix)
+}
+
+/// What follows the head of a frame of this format.
+fn take_head(bytes: &[u8]) -> Option<&[u8]> {
+    let (head, blocks) = bytes.split_first_chunk::<HEAD_LEN>()?;
+    let right = head[..4] == FRAME_MAGIC && head[4] == DESCRIPTOR && head[5] <= MAX_WINDOW;
+    right.then_some(blocks)
+}
+
+/// The blocks without the checksum that may follow, and where the last of them begins.
+fn split_blocks(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let mut at = 0;
+    loop {
+        let head = bytes.get(at..at + BLOCK_HEAD)?;
+        let word = u32::from_le_bytes([head[0], head[1], head[2], 0]);
+        let body = match (word >> 1) & 3 {
+            // Run-length: one byte, whatever the size.
+            1 => 1,
+            3 => return None,
+            _ => (word >> 3) as usize,
+        };
+        let end = at + BLOCK_HEAD + body;
+        let ends_frame = word & 1 == 1;
+        if end > bytes.len() {
+            return None;
+        }
+        if ends_frame || end == bytes.len() {
+            let rest = bytes.len() - end;
+            let right = rest == if ends_frame { CHECKSUM_LEN } else { 0 };
+            return right.then_some((&bytes[..end], at));
+        }
+        at = end;
+    }
+}
+
+/// A frame of one segment around `blocks`, of which the last begins at `last`.
+pub(crate) fn small_frame(out: &mut Vec<u8>, blocks: &[u8], last: usize, raw_len: u32) {
+    // Content size of four bytes, single segment.
+    const DESCRIPTOR: u8 = 0xA0;
+    out.clear();
+    out.extend_from_slice(&FRAME_MAGIC);
+    out.push(DESCRIPTOR);
+    out.extend_from_slice(&raw_len.to_le_bytes());
+    let head = out.len();
+    out.extend_from_slice(blocks);
+    out[head + last] |= 1;
 }
 
 /// Compares bytes that came from elsewhere (a slot) with what `chunk` should hold.
@@ -80,84 +186,17 @@ impl ChunkDecoder {
 /// # Errors
 /// [`ImageError::ChunkDigest`].
 pub fn check_digest(chunk: &ChunkEntry, raw: &[u8]) -> Result<(), ImageError> {
-    let found = Sha256::of(raw);
-    if found == chunk.sha256 {
+    let found = ChunkDigest::of(raw);
+    if found == chunk.digest {
         return Ok(());
     }
     Err(ImageError::ChunkDigest {
         offset: chunk.raw_offset,
-        expected: chunk.sha256,
+        expected: chunk.digest,
         found,
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::update::failure::Coded;
-
-    fn chunk_of(raw: &[u8]) -> (ChunkEntry, Vec<u8>) {
-        let frame = zstd::bulk::compress(raw, 3).unwrap();
-        let chunk = ChunkEntry {
-            raw_offset: 0,
-            raw_len: u32::try_from(raw.len()).unwrap(),
-            file_offset: 0,
-            frame_len: u32::try_from(frame.len()).unwrap(),
-            sha256: Sha256::of(raw),
-        };
-        (chunk, frame)
-    }
-
-    #[test]
-    fn a_frame_that_holds_more_than_its_chunk_is_refused_without_writing_past_it() {
-        let (mut chunk, frame) = chunk_of(&[7; 100_000]);
-        chunk.raw_len = 512;
-        let mut out = vec![1; 10];
-        let error = ChunkDecoder::new()
-            .decode_chunk(&chunk, &frame, &mut out)
-            .unwrap_err();
-        assert_eq!(error.code(), "image-chunk-decode");
-        assert!(out.is_empty() && out.capacity() < 100_000);
-    }
-
-    #[test]
-    fn two_frames_or_bytes_behind_the_frame_are_no_chunk() {
-        let (mut chunk, one) = chunk_of(b"half");
-        for more in [one.clone(), vec![0]] {
-            let frame = [one.clone(), more].concat();
-            chunk.frame_len = u32::try_from(frame.len()).unwrap();
-            chunk.raw_len = 8;
-            chunk.sha256 = Sha256::of(b"halfhalf");
-            let error = ChunkDecoder::new()
-                .decode_chunk(&chunk, &frame, &mut Vec::new())
-                .unwrap_err();
-            assert_eq!(error.code(), "image-chunk-decode");
-        }
-    }
-
-    #[test]
-    fn wrong_lengths_and_wrong_bytes_are_told_apart() {
-        let (chunk, frame) = chunk_of(b"right");
-        let mut decoder = ChunkDecoder::new();
-        let mut out = Vec::new();
-        let longer = ChunkEntry {
-            raw_len: 6,
-            ..chunk
-        };
-        let other = ChunkEntry {
-            sha256: Sha256::of(b"wrong"),
-            ..chunk
-        };
-        for (chunk, frame, code) in [
-            (&chunk, &frame[1..], "image-chunk-length"),
-            (&longer, &frame[..], "image-chunk-length"),
-            (&other, &frame[..], "image-chunk-digest"),
-        ] {
-            let error = decoder.decode_chunk(chunk, frame, &mut out).unwrap_err();
-            assert_eq!(error.code(), code);
-            assert!(out.is_empty());
-        }
-        decoder.decode_chunk(&chunk, &frame, &mut out).unwrap();
-        assert_eq!(out, b"right");
-    }
-}
+#[path = "chunk/tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@ use crate::update::{
     failure::{Class, Coded},
 };
 
-use super::{limits::FORMAT_VERSION, trust::TrustError};
+use super::{index::ChunkDigest, limits::FORMAT_VERSION, trust::TrustError};
 
 /// An image cannot be read, trusted or built.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +64,9 @@ pub enum ImageError {
         "the image needs the feature {0:?}, which this fwupdated does not know; update fwupdated first"
     )]
     CriticalFeature(String),
-    /// An image for a partition that this version cannot write.
+    /// Images for partitions that this version does not write, or in another order.
     #[error(
-        "the image has a part for the partition {0:?}; this fwupdated installs `rootfs` only, exactly one"
+        "the image has parts for other partitions than `boot` (optional) and `rootfs`, or in another order, at {0:?}; build the image again, or update fwupdated first"
     )]
     Target(String),
     /// The chunk index is not the one that was signed.
@@ -102,15 +102,15 @@ pub enum ImageError {
     },
     /// A chunk has other bytes than those signed for.
     #[error(
-        "the chunk at byte {offset} of the image has SHA-256 {found} instead of {expected}; the copy is damaged, fetch it again"
+        "the chunk at byte {offset} of the image has digest {found} instead of {expected}; the copy is damaged, fetch it again"
     )]
     ChunkDigest {
         /// Of the raw image.
         offset: u64,
         /// By the index.
-        expected: Sha256,
+        expected: ChunkDigest,
         /// Of the bytes that came.
-        found: Sha256,
+        found: ChunkDigest,
     },
     /// All chunks are right and the whole is not: the image was built wrong.
     #[error(

@@ -92,7 +92,7 @@ pub(crate) struct SeekTable<'a> {
 
 impl SeekTable<'_> {
     fn frames(&self) -> u64 {
-        self.index.len() as u64 + 2
+        self.index.frames().count() as u64 + 2
     }
 
     /// Length of the whole frame, in bytes.
@@ -105,10 +105,10 @@ impl SeekTable<'_> {
         let short = |len: u64| u32::try_from(len).expect("limits keep every frame below 4 GiB");
         let head = (SEEK_TABLE_FRAME, short(self.len() - FRAME_HEAD));
         let skippable = [self.manifest_frame, self.index_frame].map(|len| (short(len), 0));
-        let chunks = self.index.chunks(0).map(|c| (c.frame_len, c.raw_len));
+        let frames = self.index.frames();
         std::iter::once(head)
             .chain(skippable)
-            .chain(chunks)
+            .chain(frames.map(move |(len, raw)| (short(len), short(raw))))
             .map(|(first, second)| pair(first, second))
     }
 

@@ -17,7 +17,7 @@ use super::{
         FRAME_HEAD, INDEX_FRAME, MANIFEST_FRAME, SeekTable, read_array, read_head, read_u32,
         read_vec,
     },
-    index::{ChunkEntry, ChunkIndex},
+    index::{ChunkIndex, Chunks},
     limits::{FORMAT_VERSION, MAX_MANIFEST, MAX_SIGNATURES_LEN},
     manifest::{self, Manifest},
     public_key::KeyId,
@@ -211,7 +211,7 @@ impl Header {
     }
 
     /// All chunks in order, with their places in the raw image and in the file.
-    pub fn chunks(&self) -> impl Iterator<Item = ChunkEntry> + '_ {
+    pub fn chunks(&self) -> Chunks<'_> {
         self.index.chunks(self.payload_offset())
     }
 

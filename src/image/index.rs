@@ -1,14 +1,16 @@
 //! The chunk index: where each chunk is, how long it is before and after compression, and its digest.
 //!
-//! Kept as the bytes of the file (40 a chunk), because memory on the device is scarce; entries are
+//! Kept as the bytes of the file (some 20 a chunk), because memory on the device is scarce; entries are
 //! made while iterating. A [`ChunkIndex`] that was read has the digest that the manifest says, lengths
-//! within the limits, and raw lengths that add up to the payload.
+//! within the limits, and chunks that add up to the partition images.
+
+use std::fmt;
 
 use crate::update::digest::Sha256;
 
 use super::{
     error::ImageError,
-    limits::{MAX_CHUNK, MAX_FRAME, MAX_INDEX},
+    limits::{MAX_CHUNK, MAX_FRAME, MAX_INDEX, MAX_PREFIX},
     manifest::{IndexRef, Manifest},
 };
 
@@ -16,24 +18,62 @@ use super::{
 pub(crate) const INDEX_MAGIC: &[u8; 8] = b"FWUPDIDX";
 
 const PART: &str = "the chunk index";
-/// Magic and count.
-const HEAD: usize = 16;
-/// Raw length, frame length, digest.
-const ENTRY: usize = 40;
+/// Magic, prefix.
+const HEAD: usize = 12;
+/// Two numbers of at least a byte, a digest.
+const MIN_ENTRY: u64 = 18;
+/// Two numbers of at most five bytes, a digest.
+const MAX_ENTRY: u64 = 26;
 
-/// One chunk: a piece of the raw image and the zstd frame that holds it.
+/// The chunk is zeros only.
+const ZEROS: u64 = 1;
+/// A zstd frame begins with the chunk.
+const STARTS_FRAME: u64 = 2;
+const FLAG_BITS: u32 = 2;
+
+/// The first 16 bytes of the SHA-256 of a chunk's raw bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChunkDigest(pub [u8; 16]);
+
+impl ChunkDigest {
+    /// The digest of `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        let whole = Sha256::of(bytes).0;
+        Self(*whole.first_chunk().expect("32 bytes are more than 16"))
+    }
+}
+
+impl fmt::Display for ChunkDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ChunkDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChunkDigest({self})")
+    }
+}
+
+/// One chunk: a piece of the raw image and the bytes of the file that hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkEntry {
     /// Where its bytes belong in the raw image.
     pub raw_offset: u64,
     /// How many they are, 1 to [`MAX_CHUNK`].
     pub raw_len: u32,
-    /// Where its frame begins in the file.
+    /// Where its compressed bytes begin in the file.
     pub file_offset: u64,
-    /// Length of the frame, 1 to [`MAX_FRAME`].
+    /// How many they are, 1 to [`MAX_FRAME`].
     pub frame_len: u32,
     /// Of the raw bytes.
-    pub sha256: Sha256,
+    pub digest: ChunkDigest,
+    /// Raw bytes right before the chunk that its decoder needs, at most [`MAX_PREFIX`]. 0: the chunk
+    /// begins a zstd frame and stands alone.
+    pub prefix_len: u32,
+    /// A hole: the chunk is zeros only and need not be fetched.
+    pub zeros: bool,
 }
 
 /// All chunks of an image, in order.
@@ -41,19 +81,20 @@ pub struct ChunkEntry {
 pub struct ChunkIndex {
     /// The content of the index frame.
     bytes: Vec<u8>,
+    chunks: usize,
 }
 
 impl ChunkIndex {
     /// How many chunks there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        (self.bytes.len() - HEAD) / ENTRY
+        self.chunks
     }
 
     /// True without chunks, which no image has.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.chunks == 0
     }
 
     /// The content of the index frame, as it is in the file.
@@ -62,23 +103,35 @@ impl ChunkIndex {
         &self.bytes
     }
 
+    /// The most raw bytes before a chunk that a decoder needs.
+    #[must_use]
+    pub fn max_prefix(&self) -> u32 {
+        let bytes = self.bytes[8..HEAD].first_chunk().expect("four bytes");
+        u32::from_le_bytes(*bytes)
+    }
+
     /// All chunks in order, when the first frame begins at `payload_offset` of the file.
-    pub fn chunks(&self, payload_offset: u64) -> impl Iterator<Item = ChunkEntry> + '_ {
-        let mut raw_offset = 0;
-        let mut file_offset = payload_offset;
-        self.bytes[HEAD..].chunks_exact(ENTRY).map(move |entry| {
-            let (raw_len, rest) = take_u32(entry);
-            let (frame_len, sha256) = take_u32(rest);
-            let chunk = ChunkEntry {
-                raw_offset,
-                raw_len,
-                file_offset,
-                frame_len,
-                sha256: Sha256(sha256.try_into().expect("an entry is 4 + 4 + 32 bytes")),
-            };
-            raw_offset += u64::from(raw_len);
-            file_offset += u64::from(frame_len);
-            chunk
+    pub fn chunks(&self, payload_offset: u64) -> Chunks<'_> {
+        Chunks {
+            rest: &self.bytes[HEAD..],
+            max_prefix: self.max_prefix(),
+            raw_offset: 0,
+            file_offset: payload_offset,
+            in_frame: 0,
+        }
+    }
+
+    /// All zstd frames in order: compressed and raw length of each, in bytes.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let mut chunks = self.chunks(0).peekable();
+        std::iter::from_fn(move || {
+            let first = chunks.next()?;
+            let mut frame = (u64::from(first.frame_len), u64::from(first.raw_len));
+            while let Some(next) = chunks.next_if(|next| next.prefix_len > 0) {
+                frame.0 += u64::from(next.frame_len);
+                frame.1 += u64::from(next.raw_len);
+            }
+            Some(frame)
         })
     }
 
@@ -92,12 +145,12 @@ impl ChunkIndex {
     pub(crate) fn reference(&self) -> IndexRef {
         IndexRef {
             sha256: Sha256::of(&self.bytes),
-            chunks: self.len() as u64,
+            chunks: self.chunks as u64,
             size: self.bytes.len() as u64,
         }
     }
 
-    /// Checks the size before anything is read: at least one chunk, within the limit, no odd bytes.
+    /// Checks the size before anything is read: at least one chunk, within the limit.
     pub(crate) fn check_size(index: &IndexRef) -> Result<(), ImageError> {
         if index.size > MAX_INDEX {
             return Err(ImageError::TooLarge {
@@ -106,11 +159,13 @@ impl ChunkIndex {
                 limit: MAX_INDEX,
             });
         }
-        let size = index
-            .chunks
-            .checked_mul(ENTRY as u64)
-            .and_then(|entries| entries.checked_add(HEAD as u64));
-        if index.chunks == 0 || size != Some(index.size) {
+        let possible = |entry: u64| {
+            let entries = index.chunks.checked_mul(entry)?;
+            entries.checked_add(HEAD as u64)
+        };
+        let fits = possible(MIN_ENTRY).is_some_and(|least| least <= index.size)
+            && possible(MAX_ENTRY).is_some_and(|most| most >= index.size);
+        if index.chunks == 0 || !fits {
             return Err(ImageError::ManifestValue {
                 field: "index.size",
                 why: format!("is {} for {} chunks", index.size, index.chunks),
@@ -126,34 +181,58 @@ impl ChunkIndex {
         if found != expected {
             return Err(ImageError::IndexDigest { expected, found });
         }
-        let index = Self { bytes };
-        index.check(manifest)?;
+        if bytes.get(..8) != Some(INDEX_MAGIC) {
+            return Err(ImageError::malformed(PART, "it has the wrong magic number"));
+        }
+        if bytes.len() < HEAD {
+            return Err(ImageError::Truncated(PART));
+        }
+        let mut index = Self { bytes, chunks: 0 };
+        index.chunks = index.check(manifest)?;
         Ok(index)
     }
 
-    fn check(&self, manifest: &Manifest) -> Result<(), ImageError> {
-        if self.bytes.get(..8) != Some(INDEX_MAGIC) {
-            return Err(ImageError::malformed(PART, "it has the wrong magic number"));
+    /// Checks every entry and counts them.
+    fn check(&self, manifest: &Manifest) -> Result<usize, ImageError> {
+        if self.max_prefix() > MAX_PREFIX {
+            return Err(ImageError::TooLarge {
+                what: "the prefix of a chunk",
+                size: self.max_prefix().into(),
+                limit: MAX_PREFIX.into(),
+            });
         }
-        let count = u64::from_le_bytes(
-            self.bytes
-                .get(8..HEAD)
-                .and_then(|count| count.try_into().ok())
-                .ok_or(ImageError::Truncated(PART))?,
-        );
-        if manifest.index.chunks != count || self.reference() != manifest.index {
+        let mut ends = manifest.image_ends().peekable();
+        let (mut count, mut total, mut frame) = (0_u64, 0_u64, 0_u64);
+        let mut chunks = self.chunks(0);
+        while !chunks.rest.is_empty() {
+            let chunk = chunks
+                .next()
+                .ok_or_else(|| ImageError::malformed(PART, format!("entry {count} is none")))?;
+            check_len("one chunk", chunk.raw_len, MAX_CHUNK)?;
+            check_len("the frame of one chunk", chunk.frame_len, MAX_FRAME)?;
+            // Seek table and frame heads have 32 bits for a frame.
+            let starts = chunk.prefix_len == 0;
+            frame = if starts { 0 } else { frame } + u64::from(chunk.frame_len);
+            if frame > u64::from(u32::MAX) || chunks.in_frame > u64::from(u32::MAX) {
+                return Err(ImageError::malformed(PART, "a frame has 4 GiB or more"));
+            }
+            count += 1;
+            // At most a million times 4 MiB: no overflow.
+            total = chunk.raw_offset + u64::from(chunk.raw_len);
+            match ends.next_if(|end| *end <= total) {
+                Some(end) if end != total => {
+                    let why = format!("chunk {} spans two partition images", count - 1);
+                    return Err(ImageError::malformed(PART, why));
+                }
+                _ => {}
+            }
+        }
+        if count != manifest.index.chunks {
             let why = format!(
-                "it counts {count} chunks, the manifest {}",
+                "it has {count} chunks, the manifest counts {}",
                 manifest.index.chunks
             );
             return Err(ImageError::malformed(PART, why));
-        }
-        let mut total = 0;
-        for chunk in self.chunks(0) {
-            check_len("one chunk", chunk.raw_len, MAX_CHUNK)?;
-            check_len("the frame of one chunk", chunk.frame_len, MAX_FRAME)?;
-            // At most 1.6 million times 4 MiB: no overflow.
-            total = chunk.raw_offset + u64::from(chunk.raw_len);
         }
         if total != manifest.payload.size {
             let why = format!(
@@ -162,15 +241,76 @@ impl ChunkIndex {
             );
             return Err(ImageError::malformed(PART, why));
         }
-        Ok(())
+        Ok(usize::try_from(count).expect("no more than the bytes of the index"))
     }
 }
 
-fn take_u32(bytes: &[u8]) -> (u32, &[u8]) {
-    let (head, rest) = bytes
-        .split_first_chunk()
-        .expect("callers give whole entries");
-    (u32::from_le_bytes(*head), rest)
+/// The entries of a [`ChunkIndex`].
+#[derive(Debug, Clone)]
+pub struct Chunks<'a> {
+    rest: &'a [u8],
+    max_prefix: u32,
+    raw_offset: u64,
+    file_offset: u64,
+    /// Raw bytes of the frame so far.
+    in_frame: u64,
+}
+
+impl Iterator for Chunks<'_> {
+    type Item = ChunkEntry;
+
+    /// `None` at the end, and for bytes that are no entry, which `check` refuses.
+    fn next(&mut self) -> Option<ChunkEntry> {
+        let (raw_len, rest) = take_number(self.rest)?;
+        let (coded, rest) = take_number(rest)?;
+        let (digest, rest) = rest.split_first_chunk()?;
+        let raw_len = u32::try_from(raw_len).ok()?;
+        let frame_len = u32::try_from(coded >> FLAG_BITS).ok()?;
+        let starts = coded & STARTS_FRAME != 0;
+        // A chunk that links to something before it must have something to link to.
+        if starts {
+            self.in_frame = 0;
+        } else if self.in_frame == 0 || self.max_prefix == 0 {
+            return None;
+        }
+        let prefix = self.in_frame.min(self.max_prefix.into());
+        let chunk = ChunkEntry {
+            raw_offset: self.raw_offset,
+            raw_len,
+            file_offset: self.file_offset,
+            frame_len,
+            digest: ChunkDigest(*digest),
+            prefix_len: u32::try_from(prefix).expect("not more than a 32-bit number"),
+            zeros: coded & ZEROS != 0,
+        };
+        self.raw_offset += u64::from(raw_len);
+        self.file_offset += u64::from(frame_len);
+        self.in_frame += u64::from(raw_len);
+        self.rest = rest;
+        Some(chunk)
+    }
+}
+
+/// A number in LEB128: seven bits a byte, the lowest first, the eighth bit set in all bytes but the last.
+/// At most five bytes, and not more than needed: every number has one form.
+fn take_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut number = 0;
+    for (place, byte) in bytes.iter().take(5).enumerate() {
+        number |= u64::from(byte & 0x7f) << (7 * place);
+        if byte & 0x80 == 0 {
+            let shortest = *byte != 0 || place == 0;
+            return shortest.then_some((number, &bytes[place + 1..]));
+        }
+    }
+    None
+}
+
+fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
 }
 
 fn check_len(what: &'static str, len: u32, limit: u32) -> Result<(), ImageError> {
@@ -187,107 +327,59 @@ fn check_len(what: &'static str, len: u32, limit: u32) -> Result<(), ImageError>
     Ok(())
 }
 
+/// What the builder knows of a chunk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewChunk {
+    pub(crate) raw_len: u32,
+    pub(crate) frame_len: u32,
+    pub(crate) digest: ChunkDigest,
+    /// A zstd frame begins with it.
+    pub(crate) starts_frame: bool,
+    pub(crate) zeros: bool,
+}
+
 /// Collects an index chunk by chunk while an image is built.
 #[derive(Debug)]
-pub(crate) struct IndexBuilder(Vec<u8>);
+pub(crate) struct IndexBuilder {
+    bytes: Vec<u8>,
+    chunks: usize,
+}
 
 impl IndexBuilder {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(max_prefix: u32) -> Self {
         let mut bytes = INDEX_MAGIC.to_vec();
-        bytes.extend_from_slice(&[0; 8]);
-        Self(bytes)
+        bytes.extend_from_slice(&max_prefix.to_le_bytes());
+        Self { bytes, chunks: 0 }
     }
 
-    /// Lengths are bounded by the chunk size that the builder checked.
-    pub(crate) fn push(&mut self, raw_len: u32, frame_len: u32, sha256: Sha256) {
-        self.0.extend_from_slice(&raw_len.to_le_bytes());
-        self.0.extend_from_slice(&frame_len.to_le_bytes());
-        self.0.extend_from_slice(&sha256.0);
+    /// Lengths are bounded by the chunking that the builder checked.
+    pub(crate) fn push(&mut self, chunk: &NewChunk) -> Result<(), ImageError> {
+        put_number(&mut self.bytes, chunk.raw_len.into());
+        let mut coded = u64::from(chunk.frame_len) << FLAG_BITS;
+        if chunk.starts_frame {
+            coded |= STARTS_FRAME;
+        }
+        if chunk.zeros {
+            coded |= ZEROS;
+        }
+        put_number(&mut self.bytes, coded);
+        self.bytes.extend_from_slice(&chunk.digest.0);
+        self.chunks += 1;
+        if self.bytes.len() as u64 > MAX_INDEX {
+            return Err(ImageError::Build(format!(
+                "more than {} chunks are too many; choose a larger chunk size",
+                self.chunks - 1
+            )));
+        }
+        Ok(())
     }
 
-    pub(crate) fn finish(mut self) -> ChunkIndex {
-        let count = ((self.0.len() - HEAD) / ENTRY) as u64;
-        self.0[8..HEAD].copy_from_slice(&count.to_le_bytes());
-        ChunkIndex { bytes: self.0 }
+    pub(crate) fn finish(self) -> ChunkIndex {
+        let Self { bytes, chunks } = self;
+        ChunkIndex { bytes, chunks }
     }
-
-    /// Most chunks that fit the limit.
-    pub(crate) const MAX_CHUNKS: u64 = (MAX_INDEX - HEAD as u64) / ENTRY as u64;
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::{image::manifest::tests::sample, update::failure::Coded};
-
-    fn signed_for(index: &ChunkIndex, size: u64) -> Manifest {
-        let mut manifest = sample();
-        manifest.payload.size = size;
-        manifest.images[0].size = size;
-        manifest.index = index.reference();
-        manifest
-    }
-
-    fn index_of(entries: &[(u32, u32)]) -> ChunkIndex {
-        let mut builder = IndexBuilder::new();
-        for (raw, frame) in entries {
-            builder.push(*raw, *frame, Sha256::of(&raw.to_le_bytes()));
-        }
-        builder.finish()
-    }
-
-    #[test]
-    fn offsets_are_sums_of_the_lengths_before() {
-        let index = index_of(&[(512, 20), (1024, 700)]);
-        let parsed = ChunkIndex::parse(index.bytes.clone(), &signed_for(&index, 1536)).unwrap();
-        let offsets: Vec<_> = parsed
-            .chunks(1000)
-            .map(|c| (c.raw_offset, c.raw_len, c.file_offset, c.frame_len))
-            .collect();
-        assert_eq!(offsets, [(0, 512, 1000, 20), (512, 1024, 1020, 700)]);
-        assert_eq!(parsed.frames_len(), 720);
-    }
-
-    #[test]
-    fn lengths_beyond_the_limits_and_wrong_sums_are_refused() {
-        for (entries, code) in [
-            (&[(0, 20), (512, 20)], "image-malformed"),
-            (&[(512, 0), (512, 20)], "image-malformed"),
-            (&[(512, 20), (513, 20)], "image-malformed"),
-            (&[(512, 20), (MAX_CHUNK + 1, 20)], "image-limit-exceeded"),
-            (&[(512, 20), (512, MAX_FRAME + 1)], "image-limit-exceeded"),
-            (&[(u32::MAX, 20), (512, 20)], "image-limit-exceeded"),
-        ] {
-            let index = index_of(entries);
-            let error =
-                ChunkIndex::parse(index.bytes.clone(), &signed_for(&index, 1024)).unwrap_err();
-            assert_eq!(error.code(), code, "{entries:?}");
-        }
-    }
-
-    #[test]
-    fn an_index_that_was_not_signed_is_refused() {
-        let index = index_of(&[(512, 20)]);
-        let manifest = signed_for(&index, 512);
-        let mut bytes = index.bytes;
-        *bytes.last_mut().unwrap() ^= 1;
-        let error = ChunkIndex::parse(bytes, &manifest).unwrap_err();
-        assert_eq!(error.code(), "image-index-digest");
-    }
-
-    proptest! {
-        #[test]
-        fn a_signed_but_arbitrary_index_never_panics(
-            bytes in proptest::collection::vec(any::<u8>(), 0..200), count in any::<u64>(),
-        ) {
-            let mut manifest = sample();
-            manifest.index = IndexRef {
-                sha256: Sha256::of(&bytes), chunks: count, size: bytes.len() as u64,
-            };
-            let _ = ChunkIndex::check_size(&manifest.index);
-            let _ = ChunkIndex::parse(bytes, &manifest);
-        }
-    }
-}
+#[path = "index/tests.rs"]
+mod tests;

@@ -13,11 +13,15 @@ use crate::update::digest::Sha256;
 use super::{
     error::ImageError,
     index::ChunkIndex,
-    limits::{FORMAT_VERSION, MAX_CHUNK, MAX_LIST, MAX_MANIFEST, MAX_WORD, SECTOR},
+    limits::{FORMAT_VERSION, MAX_AVERAGE, MAX_CHUNK, MAX_LIST, MAX_MANIFEST, MAX_WORD, SECTOR},
 };
 
-/// The target of the only partition image that this version installs.
+/// The target that every image has.
 pub const ROOTFS: &str = "rootfs";
+/// The target of the boot partition's image, which comes first if there is one.
+pub const BOOT: &str = "boot";
+/// The only method of cutting that this version knows: [`super::cut`].
+pub const GEAR: &str = "gear";
 
 /// What an image is, for whom, and the digests of what belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +43,7 @@ pub struct Manifest {
     pub payload: Payload,
     /// Partition images, one after the other in the payload.
     pub images: Vec<PartitionImage>,
-    /// How the payload was cut. Informative: the index says where.
+    /// How the payload was cut, so that a device can cut alike what it has. The index says where.
     pub chunking: Chunking,
     /// The chunk index.
     pub index: IndexRef,
@@ -60,7 +64,7 @@ pub struct Payload {
 /// The image of one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionImage {
-    /// The slot's partition: `rootfs`.
+    /// The slot's partition: `rootfs` or `boot`.
     pub target: String,
     /// In bytes.
     pub size: u64,
@@ -71,11 +75,60 @@ pub struct PartitionImage {
 /// How the payload was cut into chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunking {
-    /// `fixed`, or a method of a later version.
+    /// `gear`, or a method of a later version.
     pub method: String,
-    /// Size of every chunk but the last, for `fixed`, in bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<u32>,
+    /// No cut is looked for in so many bytes, for `gear`.
+    #[serde(default)]
+    pub min: u32,
+    /// Wished size, in bytes.
+    #[serde(default)]
+    pub average: u32,
+    /// A chunk ends here at the latest, but for holes, in bytes.
+    #[serde(default)]
+    pub max: u32,
+}
+
+impl Chunking {
+    /// Content-defined, with the usual bounds for this average in bytes.
+    #[must_use]
+    pub fn content_defined(average: u32) -> Self {
+        Self {
+            method: GEAR.to_owned(),
+            min: average / 4,
+            average,
+            max: average.saturating_mul(8),
+        }
+    }
+
+    /// Whether [`super::Cutter`] can cut so.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.method == GEAR
+    }
+
+    fn check(&self) -> Result<(), ImageError> {
+        check_word("chunking.method", &self.method, |c| c.is_ascii_graphic())?;
+        if !self.is_known() {
+            return Ok(());
+        }
+        let Self {
+            min, average, max, ..
+        } = *self;
+        for (size, limit) in [(average, MAX_AVERAGE), (max, MAX_CHUNK)] {
+            if size > limit {
+                return Err(ImageError::TooLarge {
+                    what: "one chunk",
+                    size: size.into(),
+                    limit: limit.into(),
+                });
+            }
+        }
+        if average == 0 || min > average || average > max {
+            let why = format!("has sizes that contradict each other: {min}, {average}, {max}");
+            return Err(invalid("chunking", why));
+        }
+        Ok(())
+    }
 }
 
 /// The chunk index that belongs to this manifest.
@@ -101,8 +154,22 @@ impl Manifest {
     /// The image for `rootfs`.
     #[must_use]
     pub fn rootfs(&self) -> &PartitionImage {
-        // `parse` refuses manifests without exactly one.
-        &self.images[0]
+        // `check` refuses manifests without exactly one, the last.
+        &self.images[self.images.len() - 1]
+    }
+
+    /// The image for `boot`, if there is one.
+    #[must_use]
+    pub fn boot(&self) -> Option<&PartitionImage> {
+        self.images.iter().find(|image| image.target == BOOT)
+    }
+
+    /// Where each partition image ends in the payload.
+    pub fn image_ends(&self) -> impl Iterator<Item = u64> + '_ {
+        self.images.iter().scan(0, |end, image| {
+            *end += image.size;
+            Some(*end)
+        })
     }
 
     /// Checks all rules that do not need the index.
@@ -113,9 +180,7 @@ impl Manifest {
         self.check_features()?;
         check_word("name", &self.name, |c| !c.is_control())?;
         check_word("version", &self.version, |c| c.is_ascii_graphic())?;
-        check_word("chunking.method", &self.chunking.method, |c| {
-            c.is_ascii_graphic()
-        })?;
+        self.chunking.check()?;
         check_list("compatible", &self.compatible)?;
         if self.compatible.is_empty() {
             return Err(invalid("compatible", "is empty: no board could install it"));
@@ -140,27 +205,25 @@ impl Manifest {
             let why = format!("is {size} bytes, which is not a positive multiple of {SECTOR}");
             return Err(invalid("payload.size", why));
         }
-        match self.images.as_slice() {
-            [image] if image.target == ROOTFS => {
-                if (image.size, image.sha256) != (size, sha256) {
-                    let why = "do not add up to the payload";
-                    return Err(invalid("images", why));
-                }
-            }
-            images => {
-                let other = images.iter().find(|image| image.target != ROOTFS);
-                let target = other.or(images.last()).map_or("", |image| &image.target);
-                return Err(ImageError::Target(shown(target)));
-            }
+        let targets: Vec<_> = self.images.iter().map(|i| i.target.as_str()).collect();
+        if !matches!(targets.as_slice(), [ROOTFS] | [BOOT, ROOTFS]) {
+            let other = targets
+                .iter()
+                .find(|target| ![ROOTFS, BOOT].contains(target));
+            let target = other.or(targets.first()).copied().unwrap_or_default();
+            return Err(ImageError::Target(shown(target)));
         }
-        if let Some(chunk) = self.chunking.size
-            && (chunk == 0 || chunk > MAX_CHUNK)
+        let whole = |image: &PartitionImage| image.size > 0 && image.size.is_multiple_of(SECTOR);
+        let total = self
+            .images
+            .iter()
+            .try_fold(0_u64, |total, image| total.checked_add(image.size));
+        let one = self.images.len() == 1;
+        if !self.images.iter().all(whole)
+            || total != Some(size)
+            || (one && self.rootfs().sha256 != sha256)
         {
-            return Err(ImageError::TooLarge {
-                what: "one chunk",
-                size: chunk.into(),
-                limit: MAX_CHUNK.into(),
-            });
+            return Err(invalid("images", "do not add up to the payload"));
         }
         ChunkIndex::check_size(&self.index)
     }
@@ -263,14 +326,11 @@ pub(crate) mod tests {
                 size: 4096,
                 sha256,
             }],
-            chunking: Chunking {
-                method: "fixed".to_owned(),
-                size: Some(4096),
-            },
+            chunking: Chunking::content_defined(4096),
             index: IndexRef {
                 sha256: Sha256::of(b"index"),
                 chunks: 1,
-                size: 56,
+                size: 32,
             },
             critical_features: Vec::new(),
         }
@@ -339,11 +399,16 @@ pub(crate) mod tests {
             ("/version", json!("1 0"), "image-manifest-value"),
             ("/version", json!("9".repeat(129)), "image-manifest-value"),
             ("/created", json!("yesterday"), "image-manifest-syntax"),
-            ("/chunking/size", json!(4_194_305), "image-limit-exceeded"),
-            ("/chunking/size", json!(0), "image-limit-exceeded"),
+            ("/chunking/max", json!(4_194_305), "image-limit-exceeded"),
+            ("/chunking/average", json!(0), "image-manifest-value"),
+            ("/chunking/average", json!(262_145), "image-limit-exceeded"),
+            ("/chunking/min", json!(4097), "image-manifest-value"),
+            ("/chunking/method", json!(""), "image-manifest-value"),
+            ("/chunking/method", json!("later"), "accepted"),
             ("/index/chunks", json!(u64::MAX), "image-manifest-value"),
             ("/index/size", json!(1_u64 << 40), "image-limit-exceeded"),
-            ("/index/size", json!(57), "image-manifest-value"),
+            ("/index/size", json!(29), "image-manifest-value"),
+            ("/index/size", json!(39), "image-manifest-value"),
         ] {
             assert_eq!(code_with(pointer, value.clone()), code, "{pointer} {value}");
         }
@@ -358,11 +423,43 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn two_images_are_refused() {
-        let mut manifest = sample();
-        manifest.images.push(manifest.images[0].clone());
-        let error = parse(&manifest.to_bytes()).unwrap_err();
-        assert_eq!(error.code(), "image-target-unsupported");
+    fn an_image_for_boot_stands_before_the_one_for_rootfs() {
+        let with = |targets: &[(&str, u64)]| {
+            let mut manifest = sample();
+            let image = manifest.images[0].clone();
+            manifest.images = targets
+                .iter()
+                .map(|(target, size)| PartitionImage {
+                    target: (*target).to_owned(),
+                    size: *size,
+                    ..image
+                })
+                .collect();
+            parse(&manifest.to_bytes()).map_err(|error| error.code())
+        };
+        let both = with(&[(BOOT, 512), (ROOTFS, 3584)]).unwrap();
+        assert_eq!((both.rootfs().size, both.boot().unwrap().size), (3584, 512));
+        assert_eq!(both.image_ends().collect::<Vec<_>>(), [512, 4096]);
+        for (targets, code) in [
+            (
+                &[(ROOTFS, 3584), (BOOT, 512)][..],
+                "image-target-unsupported",
+            ),
+            (
+                &[(ROOTFS, 2048), (ROOTFS, 2048)],
+                "image-target-unsupported",
+            ),
+            (&[(BOOT, 4096)], "image-target-unsupported"),
+            (&[(BOOT, 512), (ROOTFS, 512)], "image-manifest-value"),
+            (&[(BOOT, 0), (ROOTFS, 4096)], "image-manifest-value"),
+            (&[(BOOT, 511), (ROOTFS, 3585)], "image-manifest-value"),
+            (
+                &[(BOOT, u64::MAX - 511), (ROOTFS, 4608)],
+                "image-manifest-value",
+            ),
+        ] {
+            assert_eq!(with(targets).unwrap_err(), code, "{targets:?}");
+        }
     }
 
     #[test]

@@ -10,10 +10,13 @@
 //! let trust = TrustStore::load(&["/etc/fwupdated/keys.d".into()], &[])?;
 //! let header = ManifestFrame::read(&mut file)?.verify(&trust, 1)?.read_index(&mut file)?;
 //! let (mut decoder, mut raw) = (ChunkDecoder::new(), Vec::new());
+//! let mut before = Vec::new(); // The last `max_prefix` bytes of it are enough.
 //! for chunk in header.chunks() {
 //!     let mut frame = vec![0; chunk.frame_len as usize];
 //!     file.read_exact(&mut frame)?;
-//!     decoder.decode_chunk(&chunk, &frame, &mut raw)?;
+//!     let prefix = &before[before.len() - chunk.prefix_len as usize..];
+//!     decoder.decode_chunk(&chunk, prefix, &frame, &mut raw)?;
+//!     before.extend_from_slice(&raw);
 //!     // `raw` belongs at `chunk.raw_offset`, and a trusted key has signed for it.
 //! }
 //! # Ok(()) }
@@ -24,6 +27,7 @@
 //! | [`limits`] | every limit, checked before anything is allocated |
 //! | [`header`] | manifest frame, proof of its signature, index |
 //! | [`manifest`], [`index`] | what they say |
+//! | [`cut`] | where chunks end |
 //! | [`chunk`], [`check`] | one chunk; the whole file |
 //! | [`trust`], [`public_key`], [`signature`], [`signing`] | who may sign; checking; making |
 //! | [`mod@build`] | making an image |
@@ -33,9 +37,11 @@
 pub mod build;
 pub mod check;
 pub mod chunk;
+pub mod cut;
 pub mod delta;
 pub mod error;
 mod frame;
+mod group;
 pub mod header;
 pub mod index;
 pub mod limits;
@@ -47,13 +53,14 @@ pub mod signature;
 pub mod signing;
 pub mod trust;
 
-pub use build::{BuildOptions, BuiltImage, build, sign_again};
+pub use build::{BuildOptions, BuiltImage, Part, build, chunk_size_for, sign_again};
 pub use check::check_payload;
 pub use chunk::{ChunkDecoder, check_digest};
+pub use cut::Cutter;
 pub use error::ImageError;
 pub use header::{Header, ManifestFrame, VerifiedManifest};
-pub use index::{ChunkEntry, ChunkIndex};
-pub use manifest::Manifest;
+pub use index::{ChunkDigest, ChunkEntry, ChunkIndex, Chunks};
+pub use manifest::{Chunking, Manifest, PartitionImage};
 pub use plain::{ImageKind, PlainError, PlainKind, plain_decoder};
 pub use plan::{Missing, Run, runs};
 pub use public_key::{KeyFileError, KeyId, PublicKey};

@@ -11,7 +11,10 @@ use std::{
 use indicatif::HumanBytes;
 use jiff::Timestamp;
 
-use crate::image::{self, BuildOptions, Manifest, Signatures, SigningKey};
+use crate::image::{
+    self, BuildOptions, Manifest, Part, Signatures, SigningKey, chunk_size_for,
+    manifest::{BOOT, ROOTFS},
+};
 
 use super::{
     BuildArgs, CommandError, delta, keys,
@@ -26,15 +29,23 @@ pub(super) fn build(args: &BuildArgs) -> Result<(), CommandError> {
         .iter()
         .map(|path| keys::load(path, &args.password))
         .collect::<Result<Vec<_>, _>>()?;
-    let options = options(args)?;
-    let (input, size) = open(&args.rootfs)?;
+    let mut options = options(args)?;
+    let mut parts = Vec::new();
+    if let Some(boot) = &args.boot {
+        parts.push(open(boot, BOOT)?);
+    }
+    parts.push(open(&args.rootfs, ROOTFS)?);
+    let size = parts.iter().map(|part| part.size).sum();
+    if args.chunk_size.is_none() {
+        options.chunk_size = chunk_size_for(size);
+    }
     let mut out = Output::create(&args.output)?;
     let mut frames = output::scratch(&args.output)?;
 
     let failed = CommandError::image(&args.rootfs);
     let bar = progress_bar(size, "Compressing");
     let mut progress = |done| bar.set_position(done);
-    let built = image::build(input, size, &options, &mut frames, &mut progress).map_err(&failed)?;
+    let built = image::build(parts, &options, &mut frames, &mut progress).map_err(&failed)?;
     bar.finish_and_clear();
 
     let mut signatures = Signatures::none();
@@ -104,7 +115,7 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, CommandError> {
     Ok(BuildOptions {
         security_epoch: args.security_epoch,
         level: args.level,
-        chunk_size: args.chunk_size,
+        chunk_size: args.chunk_size.unwrap_or(defaults.chunk_size),
         threads: args.threads.unwrap_or(defaults.threads),
         ..defaults
     })
@@ -124,18 +135,22 @@ fn default_time() -> Result<Timestamp, CommandError> {
 }
 
 /// The input and its size in bytes: of a regular file or a block device.
-pub(super) fn open(path: &Path) -> Result<(File, u64), CommandError> {
+pub(super) fn open(path: &Path, target: &'static str) -> Result<Part<File>, CommandError> {
     let failed = || CommandError::file("read", path);
     let mut file = File::open(path).map_err(failed())?;
     let kind = file.metadata().map_err(failed())?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(CommandError::Usage(format!(
-            "{} is neither a file nor a block device; the size of the root file system must be known before it is read",
+            "{} is neither a file nor a block device; the size of a partition image must be known before it is read",
             path.display()
         )));
     }
     // Also right for block devices, whose metadata say 0.
     let size = file.seek(SeekFrom::End(0)).map_err(failed())?;
     file.seek(SeekFrom::Start(0)).map_err(failed())?;
-    Ok((file, size))
+    Ok(Part {
+        target,
+        input: file,
+        size,
+    })
 }

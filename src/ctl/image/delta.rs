@@ -12,8 +12,9 @@ use indicatif::HumanBytes;
 use serde_json::json;
 
 use crate::image::{
-    ChunkDecoder, Header, ImageError, ImageKind, ManifestFrame, PlainKind,
+    ChunkDecoder, Header, ImageError, ImageKind, ManifestFrame, Part, PlainKind,
     delta::{self, BuiltDelta, DeltaOptions},
+    manifest::ROOTFS,
     plain::DETECT_LEN,
 };
 
@@ -151,7 +152,11 @@ fn open_image(path: &Path) -> Result<(BufReader<File>, Header), CommandError> {
 /// The raw bytes of `path` and their size: an image with manifest is decompressed into a file beside `beside`.
 fn open_old(path: &Path, beside: &Path) -> Result<(File, u64), CommandError> {
     let failed = || CommandError::file("read", path);
-    let (mut file, size) = build::open(path)?;
+    let Part {
+        input: mut file,
+        size,
+        ..
+    } = build::open(path, ROOTFS)?;
     let mut head = Vec::new();
     (&mut file)
         .take(DETECT_LEN as u64)
@@ -177,16 +182,18 @@ fn open_old(path: &Path, beside: &Path) -> Result<(File, u64), CommandError> {
 /// Writes the raw bytes of an image. Holes stay holes.
 fn unpack(header: &Header, reader: &mut impl Read, raw: &mut File) -> Result<(), ImageError> {
     let mut decoder = ChunkDecoder::new();
-    let (mut frame, mut bytes) = (Vec::new(), Vec::new());
+    let (mut frame, mut bytes, mut before) = (Vec::new(), Vec::new(), Vec::new());
     let bar = progress_bar(header.manifest().payload.size, "Decompressing");
     for chunk in header.chunks() {
         frame.resize(chunk.frame_len as usize, 0);
         reader
             .read_exact(&mut frame)
             .map_err(|error| ImageError::reading("a chunk", error))?;
-        decoder.decode_chunk(&chunk, &frame, &mut bytes)?;
+        let prefix = before.len() - chunk.prefix_len as usize;
+        decoder.decode_chunk(&chunk, &before[prefix..], &frame, &mut bytes)?;
+        delta::build::keep_last(&mut before, &bytes, header.index().max_prefix());
         let end = chunk.raw_offset + u64::from(chunk.raw_len);
-        if bytes.iter().all(|byte| *byte == 0) {
+        if chunk.zeros {
             raw.seek(SeekFrom::Start(end)).map_err(ImageError::Write)?;
         } else {
             raw.write_all(&bytes).map_err(ImageError::Write)?;

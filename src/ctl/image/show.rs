@@ -127,13 +127,13 @@ fn as_text(header: &Header) -> String {
         format!("{} ({} bytes)", HumanBytes(payload.size), payload.size),
     );
     line("  SHA-256", payload.sha256.to_string());
-    let cut = match manifest.chunking.size {
-        Some(size) => format!(
-            "{} of {}",
+    let cut = match manifest.chunking.average {
+        0 => manifest.chunking.method.clone(),
+        size => format!(
+            "{}, {} on average",
             manifest.chunking.method,
             HumanBytes(size.into())
         ),
-        None => manifest.chunking.method.clone(),
     };
     line("Chunks", format!("{} ({cut})", manifest.index.chunks));
     line(

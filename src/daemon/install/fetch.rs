@@ -119,7 +119,7 @@ fn fill(
             {
                 cancel.check()?;
                 if missing.contains(number) {
-                    let decoded = decoder.decode_chunk(&chunk, frame, &mut raw);
+                    let decoded = decoder.decode_chunk(&chunk, &[], frame, &mut raw);
                     decoded.map_err(|error| Failure::from(&error))?;
                     batch.raw.extend_from_slice(&raw);
                     batch.chunks.push((number, chunk));

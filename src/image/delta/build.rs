@@ -28,7 +28,7 @@ use super::{
     similar::{Index, IndexBuilder},
 };
 use crate::{
-    image::{ChunkDecoder, Header, ImageError},
+    image::{ChunkDecoder, ChunkDigest, Cutter, Header, ImageError},
     update::digest::Sha256,
 };
 
@@ -214,13 +214,9 @@ pub fn build(
 /// What is known of the old payload.
 struct Scanned {
     sha256: Sha256,
-    /// Beginnings of the digests of the chunks that a device finds in it by itself.
-    held: HashSet<[u8; 16]>,
+    /// Digests of the chunks that a device finds in it by itself.
+    held: HashSet<ChunkDigest>,
     index: Index,
-}
-
-fn key(sha256: &Sha256) -> [u8; 16] {
-    *sha256.0.first_chunk().expect("a digest is longer")
 }
 
 /// Reads the old payload twice at the same time: for samples, and for digests.
@@ -238,17 +234,16 @@ fn scan(
         });
         let mut whole = Context::new(&SHA256);
         let mut held = HashSet::new();
-        let chunk_size = header.manifest().chunking.size.unwrap_or(u32::MAX) as usize;
+        let mut cutter = Cutter::new(&header.manifest().chunking);
         let mut pending = Vec::new();
         let digests = pieces(old, size, &mut |offset, piece| {
             whole.update(piece);
             pending.extend_from_slice(piece);
             let mut cut = 0;
             let at_end = offset + piece.len() as u64 == size;
-            while pending.len() - cut >= chunk_size || at_end && cut < pending.len() {
-                let end = pending.len().min(cut + chunk_size);
-                held.insert(key(&Sha256::of(&pending[cut..end])));
-                cut = end;
+            while let Some(len) = cutter.next(&pending[cut..], at_end) {
+                held.insert(ChunkDigest::of(&pending[cut..cut + len]));
+                cut += len;
             }
             pending.drain(..cut);
             progress(offset);
@@ -334,27 +329,35 @@ impl Groups {
 fn read_missing(
     header: &Header,
     new: &mut impl Read,
-    held: &HashSet<[u8; 16]>,
+    held: &HashSet<ChunkDigest>,
     groups: &mut Groups,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), ImageError> {
     let mut decoder = ChunkDecoder::new();
     let (mut frame, mut raw) = (Vec::new(), Vec::new());
+    // The raw bytes before the chunk, as many as any chunk needs.
+    let mut before = Vec::new();
     for (number, chunk) in header.chunks().enumerate() {
         frame.resize(chunk.frame_len as usize, 0);
         new.read_exact(&mut frame)
             .map_err(|error| ImageError::reading("a chunk", error))?;
-        decoder.decode_chunk(&chunk, &frame, &mut raw)?;
-        if !held.contains(&key(&chunk.sha256))
-            && raw.iter().any(|byte| *byte != 0)
-            && !groups.add(number, &raw)
-        {
+        let prefix = before.len() - chunk.prefix_len as usize;
+        decoder.decode_chunk(&chunk, &before[prefix..], &frame, &mut raw)?;
+        keep_last(&mut before, &raw, header.index().max_prefix());
+        if !chunk.zeros && !held.contains(&chunk.digest) && !groups.add(number, &raw) {
             break;
         }
         progress(chunk.raw_offset + u64::from(chunk.raw_len));
     }
     groups.send();
     Ok(())
+}
+
+/// Adds `raw`, and keeps the last `len` bytes.
+pub(crate) fn keep_last(bytes: &mut Vec<u8>, raw: &[u8], len: u32) {
+    bytes.extend_from_slice(raw);
+    let old = bytes.len().saturating_sub(len as usize);
+    bytes.drain(..old);
 }
 
 fn make_patches(

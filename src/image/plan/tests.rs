@@ -20,7 +20,9 @@ fn entry(number: usize, file_offset: u64, frame_len: u32) -> ChunkEntry {
         raw_len: 4096,
         file_offset,
         frame_len,
-        sha256: crate::update::digest::Sha256::of(b""),
+        digest: crate::image::ChunkDigest::of(b""),
+        prefix_len: 0,
+        zeros: false,
     }
 }
 

@@ -6,7 +6,7 @@ mod image_server;
 use std::{path::PathBuf, time::Duration};
 
 use fwupdated::{
-    config::FetchConfig,
+    config::{FetchConfig, FetchProxy},
     platform::fetch::{ByteRange, FetchError, Fetcher, Validator},
     update::{
         failure::{Class, Coded, chain},
@@ -44,6 +44,10 @@ fn config(server: &ImageServer) -> FetchConfig {
         max_redirects: 3,
         authorization_file: None,
         authorization_hosts: Vec::new(),
+        connections: 4,
+        rate_limit: None,
+        proxy: FetchProxy::Direct,
+        client_certificate: None,
     }
 }
 

@@ -1,8 +1,6 @@
 //! Merged -> valid: ranges, forms and what keys mean to each other.
 
 use std::{
-    net::Ipv6Addr,
-    num::NonZeroU16,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
@@ -11,10 +9,11 @@ use std::{
 use super::{
     error::{ConfigError, Place},
     layer::Layer,
-    raw::{BOOT_COMPLETE, Permission, RawBootloader, RawConfig, RawDuration, RawFetch, RawSlots},
+    raw::{BOOT_COMPLETE, Permission, RawBootloader, RawConfig, RawDuration, RawSlots},
     valid::*,
 };
 
+mod fetch;
 mod hub;
 
 /// A rule that a key breaks. The layers know where the key stands.
@@ -76,29 +75,7 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
         provisioning: self::hub::provisioning(hub, provisioning)?,
         slots: self::slots(slots)?,
         bootloader: self::bootloader(bootloader)?,
-        fetch: FetchConfig {
-            ca_file: path("fetch.ca_file", &fetch.ca_file)?,
-            insecure_hosts: insecure_hosts(&fetch.insecure_hosts)?,
-            connect_timeout: duration(
-                "fetch.connect_timeout",
-                fetch.connect_timeout,
-                secs(1)..=MINUTE * 5,
-            )?,
-            read_timeout: duration(
-                "fetch.read_timeout",
-                fetch.read_timeout,
-                secs(1)..=MINUTE * 10,
-            )?,
-            give_up_after: duration(
-                "fetch.give_up_after",
-                fetch.give_up_after,
-                secs(1)..=DAY * 30,
-            )?,
-            retry_max: duration("fetch.retry_max", fetch.retry_max, TENTH..=HOUR)?,
-            max_redirects: number("fetch.max_redirects", fetch.max_redirects, 0..=20)?,
-            authorization_file: authorization_file(fetch)?,
-            authorization_hosts: authorization_hosts(&fetch.authorization_hosts)?,
-        },
+        fetch: self::fetch::fetch(fetch)?,
         trust: TrustConfig {
             key_dirs: paths("trust.key_dirs", &trust.key_dirs)?,
             revoked_dirs: paths("trust.revoked_dirs", &trust.revoked_dirs)?,
@@ -236,54 +213,6 @@ fn host<'a>(key: &str, value: &'a str) -> Checked<&'a str> {
         ));
     }
     Ok(value)
-}
-
-fn insecure_hosts(values: &[String]) -> Checked<Vec<String>> {
-    const KEY: &str = "fetch.insecure_hosts";
-    filled(KEY, values)?
-        .iter()
-        .map(|value| host(KEY, value).map(str::to_owned))
-        .collect()
-}
-
-/// Whoever may send an update names the image's host: the header must not go wherever they like.
-fn authorization_file(fetch: &RawFetch) -> Checked<Option<PathBuf>> {
-    const KEY: &str = "fetch.authorization_file";
-    let file = path(KEY, &fetch.authorization_file)?;
-    if file.is_some() && fetch.authorization_hosts.is_empty() {
-        return Err(Wrong::new(
-            KEY,
-            "is given, but no host that its header may be sent to; list the hosts of your images in \
-             fetch.authorization_hosts",
-        ));
-    }
-    Ok(file)
-}
-
-fn authorization_hosts(values: &[String]) -> Checked<Vec<String>> {
-    const KEY: &str = "fetch.authorization_hosts";
-    let valid = |value: &str| {
-        let (name, port) = match value.rsplit_once(':') {
-            // Within an IPv6 address.
-            Some((_, rest)) if rest.ends_with(']') => (value, None),
-            Some((name, port)) => (name, Some(port)),
-            None => (value, None),
-        };
-        let address = name.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
-        let plain = |name: &str| !name.contains([':', '[', ']', '/', '@', '?', '#', '*', ' ']);
-        !name.is_empty()
-            && address.map_or_else(|| plain(name), |a| a.parse::<Ipv6Addr>().is_ok())
-            && port.is_none_or(|port| port.parse::<NonZeroU16>().is_ok())
-    };
-    match values.iter().find(|value| !valid(value)) {
-        Some(value) => Err(Wrong::new(
-            KEY,
-            format!(
-                "has `{value}`; give a host name, with `:port` if need be, without scheme, path or wildcard"
-            ),
-        )),
-        None => Ok(values.to_vec()),
-    }
 }
 
 fn units(units: Option<&[String]>, kind: BootloaderKind) -> Checked<Vec<String>> {

@@ -189,6 +189,13 @@ section! {
         max_redirects: u8 = 5,
         authorization_file: String = String::new(),
         authorization_hosts: Vec<String> = Vec::new(),
+        connections: u8 = 4,
+        rate_limit: String = String::new(),
+        proxy: String = String::new(),
+        proxy_authorization_file: String = String::new(),
+        client_certificate_file: String = String::new(),
+        client_key_file: String = String::new(),
+        client_certificate_hosts: Vec<String> = Vec::new(),
     }
 }
 

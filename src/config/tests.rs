@@ -250,6 +250,49 @@ fn values_out_of_range_are_located_where_they_were_last_given() {
             "fetch.authorization_hosts = ['::1']",
             "f:1:29: fetch.authorization_hosts has `::1`",
         ),
+        ("fetch.connections = 0", "f:1:21: fetch.connections is 0"),
+        (
+            "fetch.rate_limit = '15K'",
+            "f:1:20: fetch.rate_limit is `15K`",
+        ),
+        (
+            "fetch.rate_limit = '2 M'",
+            "f:1:20: fetch.rate_limit is `2 M`",
+        ),
+        ("fetch.rate_limit = 'K'", "f:1:20: fetch.rate_limit is `K`"),
+        (
+            "fetch.rate_limit = '99999999999999999999G'",
+            "f:1:20: fetch.rate_limit is `9999",
+        ),
+        (
+            "fetch.proxy = 'proxy.lan:3128'",
+            "f:1:15: fetch.proxy must have the form `http://HOST:PORT`",
+        ),
+        (
+            "fetch.proxy = 'http://me:hunter2@proxy.lan:3128'",
+            "f:1:15: fetch.proxy holds a user name or password; put `user:password` into a file and \
+             name it in fetch.proxy_authorization_file",
+        ),
+        (
+            "fetch.proxy_authorization_file = '/p'",
+            "f:1:34: fetch.proxy_authorization_file is given, but no fetch.proxy",
+        ),
+        (
+            "fetch.client_certificate_file = '/c'",
+            "f: fetch.client_key_file is missing",
+        ),
+        (
+            "fetch.client_key_file = '/k'",
+            "f: fetch.client_certificate_file is missing",
+        ),
+        (
+            "fetch.client_certificate_file = '/c'\nfetch.client_key_file = '/k'",
+            "f:1:33: fetch.client_certificate_file is given, but no host that may see it",
+        ),
+        (
+            "fetch.client_certificate_hosts = ['*.h']",
+            "f:1:34: fetch.client_certificate_hosts has `*.h`",
+        ),
         (
             "fetch.insecure_hosts = ['http://h/']",
             "f:1:24: fetch.insecure_hosts has `http://h/`",
@@ -297,6 +340,39 @@ fn values_out_of_range_are_located_where_they_were_last_given() {
             "{message}\nexpected {expected}"
         );
     }
+}
+
+#[test]
+fn rates_proxies_and_client_certificates_are_read() {
+    for (text, rate) in [
+        ("", None),
+        ("16K", Some(16 << 10)),
+        ("16384", Some(16384)),
+        ("500k", Some(500 << 10)),
+        ("2M", Some(2 << 20)),
+        ("1g", Some(1 << 30)),
+    ] {
+        let config = load(&[("f", &format!("fetch.rate_limit = '{text}'"))], &[]).unwrap();
+        assert_eq!(config.fetch.rate_limit, rate, "{text}");
+    }
+    assert_eq!(Config::built_in().fetch.proxy, FetchProxy::Environment);
+    let direct = load(&[("f", "fetch.proxy = 'none'")], &[]).unwrap();
+    assert_eq!(direct.fetch.proxy, FetchProxy::Direct);
+    let text = "[fetch]\nproxy = 'http://[fd00::1]:3128'\nproxy_authorization_file = '/p'\n\
+                client_certificate_file = '/c'\nclient_key_file = '/k'\n\
+                client_certificate_hosts = ['images.lan:8443']";
+    let fetch = load(&[("f", text)], &[]).unwrap().fetch;
+    let through = ProxyConfig {
+        host: "fd00::1".to_owned(),
+        port: 3128,
+        authorization_file: Some("/p".into()),
+    };
+    assert_eq!(fetch.proxy, FetchProxy::Through(through));
+    let certificate = fetch.client_certificate.unwrap();
+    assert_eq!(certificate.hosts, ["images.lan:8443"]);
+    // A variable of digits alone is a text all the same.
+    let config = load(&[], &[("FWUPDATED_FETCH__RATE_LIMIT", "20000")]).unwrap();
+    assert_eq!(config.fetch.rate_limit, Some(20_000));
 }
 
 #[test]

@@ -182,6 +182,36 @@ pub struct FetchConfig {
     pub authorization_file: Option<PathBuf>,
     /// Hosts, with or without `:port`, that are sent that header. Not empty when there is a file.
     pub authorization_hosts: Vec<String>,
+    /// Requests in flight at once, 1 to 16. Default 4.
+    pub connections: usize,
+    /// Bytes of bodies a second, of all downloads together. Default `None`: as fast as it goes.
+    pub rate_limit: Option<u64>,
+    /// The way outside. Default [`FetchProxy::Environment`].
+    pub proxy: FetchProxy,
+    /// The certificate shown to servers that ask for one. Default none.
+    pub client_certificate: Option<ClientCertificateConfig>,
+}
+
+/// How downloads leave the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FetchProxy {
+    /// As the variables `https_proxy`, `http_proxy`, `all_proxy` and `no_proxy` say.
+    Environment,
+    /// Directly, whatever the variables say.
+    Direct,
+    /// Through this one, whatever the variables say.
+    Through(ProxyConfig),
+}
+
+/// What the device shows to a server that asks who it is (mutual TLS).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificateConfig {
+    /// The certificate (PEM, the leaf first, then its chain).
+    pub certificate_file: PathBuf,
+    /// Its private key (PEM).
+    pub key_file: PathBuf,
+    /// Hosts, with or without `:port`, that may see it. Not empty.
+    pub hosts: Vec<String>,
 }
 
 /// `[trust]`: who may sign an image.

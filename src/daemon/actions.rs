@@ -15,7 +15,7 @@ use super::{
     admission::{Device, admit},
     board::Board,
     health,
-    install::{Installer, delta::Running},
+    install::Installer,
     meter::{Cancel, Canceller, Meter, cancellation},
     policy,
     saved::Saved,
@@ -27,7 +27,7 @@ use crate::{
     platform::{fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
     update::{
         failure::{Class, Failure},
-        machine::{Action, Content, Event, Job, State, Written},
+        machine::{Action, Event, Job, State, Written},
         slot::Slot,
     },
 };
@@ -88,8 +88,8 @@ struct Run {
     generation: u64,
     /// What a reboot is for.
     purpose: Purpose,
-    /// What was installed in the running slot.
-    content: Option<Content>,
+    /// What was installed in the running slot, if that is known.
+    installed: Option<OldPayload>,
 }
 
 impl Actions {
@@ -179,7 +179,13 @@ impl Actions {
             State::RollingBack { .. } => Purpose::Rollback,
             _ => Purpose::Request,
         };
-        let booted = context.board.booted.slot;
+        let running = saved.slots.get(&context.board.booted.slot);
+        let installed = running
+            .and_then(|record| record.content)
+            .map(|content| OldPayload {
+                size: content.size,
+                sha256: content.sha256,
+            });
         let run = Run {
             context,
             meter,
@@ -187,7 +193,7 @@ impl Actions {
             say,
             generation,
             purpose,
-            content: saved.slots.get(&booted).and_then(|record| record.content),
+            installed,
         };
         let ending = self.ending.take();
         let memory = (
@@ -301,7 +307,7 @@ impl Run {
         + 'static,
     ) -> Result<T, Failure> {
         let context = self.context.clone();
-        let (mut installer, content) = (self.installer(), self.content);
+        let installer = self.installer();
         self.listen_to_retries();
         blocking(move || {
             let slot = context
@@ -314,12 +320,6 @@ impl Run {
                     format!("slot {target} was to be written, but it runs; restart the daemon");
                 return Err(Failure::new("boot-disagreement", Class::Final, text));
             }
-            // Without it only a static delta cannot be used.
-            installer.running = content.and_then(|Content { size, sha256 }| {
-                let path = context.board.slots.running().ok()?;
-                let payload = OldPayload { size, sha256 };
-                Some(Running { path, payload })
-            });
             work(&installer, &slot)
         })
         .await
@@ -329,7 +329,7 @@ impl Run {
         Installer {
             fetcher: self.context.fetcher.clone(),
             connections: CONNECTIONS,
-            running: None,
+            installed: self.installed,
             trust: self.context.config.trust.clone(),
             meter: self.meter.clone(),
             cancel: self.cancel.clone(),

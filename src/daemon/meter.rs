@@ -1,15 +1,18 @@
 //! Counts bytes while an image is installed, and carries the wish to stop into it.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use tokio::sync::watch;
 
-use crate::update::{
-    failure::{Class, Failure},
-    status::Progress,
+use crate::{
+    platform::slot_writer::WriteReport,
+    update::{
+        failure::{Class, Failure},
+        status::{Progress, Wear},
+    },
 };
 
 /// Live counters of one update. Written by the installer's threads, read by the updater's timer.
@@ -19,9 +22,31 @@ pub struct Meter {
     total: AtomicU64,
     downloaded: AtomicU64,
     reused: AtomicU64,
-    written: AtomicU64,
-    /// What earlier runs of the same update wrote.
-    written_before: AtomicU64,
+    written: Mutex<Written>,
+}
+
+/// What was done to the slot's medium.
+#[derive(Debug, Default)]
+struct Written {
+    /// By earlier runs of the same update.
+    before: Cost,
+    /// By this one.
+    now: Cost,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Cost {
+    bytes: u64,
+    wear: Wear,
+}
+
+impl Written {
+    fn sum(&self) -> Cost {
+        let mut sum = self.before;
+        sum.bytes += self.now.bytes;
+        sum.wear += self.now.wear;
+        sum
+    }
 }
 
 impl Meter {
@@ -31,19 +56,26 @@ impl Meter {
         self.total.store(progress.bytes_total, Relaxed);
         self.downloaded.store(progress.bytes_downloaded, Relaxed);
         self.reused.store(progress.bytes_reused, Relaxed);
-        self.written.store(progress.bytes_written, Relaxed);
-        self.written_before.store(progress.bytes_written, Relaxed);
+        *self.written() = Written {
+            before: Cost {
+                bytes: progress.bytes_written,
+                wear: progress.wear,
+            },
+            now: Cost::default(),
+        };
     }
 
     /// The counters now.
     #[must_use]
     pub fn progress(&self) -> Progress {
+        let Cost { bytes, wear } = self.written().sum();
         Progress {
             bytes_done: self.done.load(Relaxed),
             bytes_total: self.total.load(Relaxed),
             bytes_downloaded: self.downloaded.load(Relaxed),
             bytes_reused: self.reused.load(Relaxed),
-            bytes_written: self.written.load(Relaxed),
+            bytes_written: bytes,
+            wear,
         }
     }
 
@@ -52,8 +84,9 @@ impl Meter {
     pub fn begin_writing(&self, total: u64) {
         self.begin(total);
         self.reused.store(0, Relaxed);
-        self.written_before
-            .store(self.written.load(Relaxed), Relaxed);
+        let mut written = self.written();
+        written.before = written.sum();
+        written.now = Cost::default();
     }
 
     /// A stage over `total` raw bytes begins; 0 while the total is not known.
@@ -84,8 +117,27 @@ impl Meter {
 
     /// Bytes written to the slot since [`Meter::begin_writing`].
     pub fn set_written(&self, bytes: u64) {
-        let before = self.written_before.load(Relaxed);
-        self.written.store(before + bytes, Relaxed);
+        self.written().now.bytes = bytes;
+    }
+
+    /// What the slot's writer did since [`Meter::begin_writing`], the bytes written included.
+    pub fn set_wear(&self, report: &WriteReport) {
+        self.written().now = Cost {
+            bytes: report.bytes_written,
+            wear: Wear {
+                bytes_skipped: report.bytes_skipped,
+                bytes_zeroed: report.bytes_zeroed,
+                bytes_discarded: report.bytes_discarded,
+                bytes_unreadable: report.bytes_unreadable,
+                writes: report.writes,
+                syncs: report.syncs,
+            },
+        };
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        // Plain numbers, whole at any moment: a thread that panicked leaves nothing half done.
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -148,6 +200,13 @@ mod tests {
         meter.add_downloaded(30);
         meter.set_written(20);
         meter.set_written(25);
+        let report = WriteReport {
+            bytes_written: 25,
+            bytes_skipped: 7,
+            syncs: 2,
+            ..WriteReport::default()
+        };
+        meter.set_wear(&report);
         let saved = meter.progress();
 
         let meter = Meter::default();
@@ -157,7 +216,10 @@ mod tests {
         meter.add_reused(25);
         meter.add_done(100);
         meter.add_downloaded(50);
-        meter.set_written(75);
+        meter.set_wear(&WriteReport {
+            bytes_written: 75,
+            ..report
+        });
         let progress = meter.progress();
         assert_eq!((progress.bytes_done, progress.bytes_total), (100, 100));
         assert_eq!(
@@ -165,6 +227,7 @@ mod tests {
             (80, 100)
         );
         assert_eq!(progress.bytes_reused, 25);
+        assert_eq!((progress.wear.bytes_skipped, progress.wear.syncs), (14, 4));
 
         meter.restore(&Progress::default());
         assert_eq!(meter.progress(), Progress::default());

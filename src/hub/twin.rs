@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::update::{
     failure::Failure,
     slot::Slot,
-    status::{Stage, Status, UpdateReport, iso_millis},
+    status::{Stage, Status, UpdateReport, Wear, iso_millis},
 };
 
 /// Longest texts reported, in characters: together they keep the section under 4 KB.
@@ -81,6 +81,25 @@ fn firmware_update(status: &Status) -> Value {
             "bytesReused": count(progress.bytes_reused),
             "bytesWritten": count(progress.bytes_written),
         },
+        "wear": wear(update),
+    })
+}
+
+/// What a finished update did to the medium. Said once: while it goes on nobody needs it, and patches stay
+/// small. Absent when the slot was not written.
+fn wear(update: &UpdateReport) -> Value {
+    let wear = &update.progress.wear;
+    if !update.stage.is_final() || *wear == Wear::default() {
+        return Value::Null;
+    }
+    let count = |number: u64| number.min(MAX_INTEGER);
+    json!({
+        "bytesSkipped": count(wear.bytes_skipped),
+        "bytesZeroed": count(wear.bytes_zeroed),
+        "bytesDiscarded": count(wear.bytes_discarded),
+        "bytesUnreadable": count(wear.bytes_unreadable),
+        "writes": count(wear.writes),
+        "syncs": count(wear.syncs),
     })
 }
 

@@ -64,14 +64,37 @@ impl ChunkDecoder {
         bytes: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), ImageError> {
-        let result = self.decode(chunk, prefix, bytes, out);
-        if result.is_err() {
+        out.clear();
+        self.append_unverified(chunk, prefix, bytes, out)?;
+        let verified = check_digest(chunk, out);
+        if verified.is_err() {
             out.clear();
         }
-        result
+        verified
     }
 
-    fn decode(
+    /// As [`ChunkDecoder::decode_chunk`], but puts the bytes behind what `out` holds, which an error leaves as it
+    /// was, and **does not compare the digest**: whoever calls this calls [`check_digest`] before anything else is
+    /// done with the bytes, on another thread perhaps.
+    ///
+    /// # Errors
+    /// As [`ChunkDecoder::decode_chunk`], but for the digest.
+    pub fn append_unverified(
+        &mut self,
+        chunk: &ChunkEntry,
+        prefix: &[u8],
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), ImageError> {
+        let before = out.len();
+        let decoded = self.append(chunk, prefix, bytes, out);
+        if decoded.is_err() {
+            out.truncate(before);
+        }
+        decoded
+    }
+
+    fn append(
         &mut self,
         chunk: &ChunkEntry,
         prefix: &[u8],
@@ -100,11 +123,11 @@ impl ChunkDecoder {
             .map_err(|why| failed(why.to_owned()))?;
         // One-shot decompression into a slice: zstd can neither write past its end nor allocate a
         // window, whatever the blocks say.
-        out.resize(chunk.raw_len as usize, 0);
-        let len = decompress(&mut self.zstd, prefix, &self.frame, out)
+        let before = out.len();
+        out.resize(before + chunk.raw_len as usize, 0);
+        let len = decompress(&mut self.zstd, prefix, &self.frame, &mut out[before..])
             .map_err(|code| failed(zstd_safe::get_error_name(code).to_owned()))?;
-        check(chunk.raw_len, len)?;
-        check_digest(chunk, out)
+        check(chunk.raw_len, len)
     }
 
     /// Makes the small frame of the chunk's blocks.

@@ -31,6 +31,7 @@
 //! | [`chunk`], [`check`] | one chunk; the whole file |
 //! | [`trust`], [`public_key`], [`signature`], [`signing`] | who may sign; checking; making |
 //! | [`mod@build`] | making an image |
+//! | [`find`] | chunks of an image in other bytes |
 //! | [`plan`] | which chunks a device needs, and the requests that bring them |
 //! | [`plain`] | images without a manifest: raw, gzip, xz, zstd |
 
@@ -40,6 +41,7 @@ pub mod chunk;
 pub mod cut;
 pub mod delta;
 pub mod error;
+pub mod find;
 mod frame;
 mod group;
 pub mod header;

@@ -4,6 +4,7 @@ pub mod device_certificate;
 pub mod fetch;
 pub mod ioctl;
 pub mod reboot;
+pub mod running_slot;
 pub mod service_manager;
 pub mod slot_writer;
 pub mod slots;

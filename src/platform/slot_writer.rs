@@ -1,51 +1,71 @@
 //! THE PARTITION IS WRITTEN HERE.
 //!
-//! [`SlotWriter`] writes an image into the slot that is not running, a block device or a regular file,
-//! past the page cache. What it guarantees:
+//! [`SlotWriter`] writes an image into a partition of the slot that is not running, a block device or a
+//! regular file, past the page cache; [`SlotSet`] writes one image over several partitions. What a
+//! writer guarantees:
 //!
 //! - **A half-written slot never mounts.** The head of the slot ([`HEAD_BYTES`]), where every file system
 //!   keeps its superblock, is wiped and synced before the first other byte changes, held in memory, and
 //!   written by [`SlotWriter::finish`] only after everything else is on the medium. At every instant the
 //!   medium holds (a) the old contents, whole; or (b) a head whose first 4 KiB are being or have been
-//!   wiped; or (c) the new contents, whole. A slot that already holds everything is not written at all.
+//!   wiped; or (c) the new contents, whole.
+//! - **What is right is not written.** Units ([`UNIT`]) that hold the right bytes already are skipped, so
+//!   that a slot that holds everything is not written at all, its head included. The reading that this
+//!   takes is given up for a while where it finds nothing (a slot full of something else).
 //! - **Neighbours survive.** Ranges that are not written keep what they hold, down to the byte: where a
-//!   range ends inside a sector, the sector's other bytes are written back as they were; so is the part of
-//!   the wiped head that the caller never wrote.
+//!   range ends inside a unit, the unit's other bytes are written back as they were; so is the part of
+//!   the wiped head that the caller never wrote. Nothing behind the image is touched, nor discarded: a
+//!   file system that is mounted there can trim itself, and what it does not know of is not ours.
 //! - **The running root is refused**, as is anything mounted or held, whoever chose the slot.
-//! - **Durable means durable.** After [`SlotWriter::sync`] everything but the head is on the medium; an
-//!   error of a write or a sync is final, since after it nobody can say what the medium holds.
+//! - **Durable means durable.** After [`SlotWriter::sync`] everything is on the medium but the head and
+//!   the units that wait for a neighbour (see [`Neighbours`]; at most 4 MiB of them); an error of a write
+//!   or a sync is final, since after it nobody can say what the medium holds.
 //!
-//! How a caller uses it: for each range in ascending order, [`SlotWriter::read_at`] and compare; where it
-//! differs [`SlotWriter::write_at`]; now and then [`SlotWriter::sync`] and remember how far that was; at
+//! How a caller uses it: for each range, [`SlotWriter::read_at`] and compare by digest; where it differs
+//! [`SlotWriter::write_at`], or [`SlotWriter::zero_at`] for a hole; now and then [`SlotWriter::sync`]; at
 //! the end [`SlotWriter::finish`], then [`read_back`]. Reading always shows what the slot will hold after
-//! `finish`, the held head included, so a range once found right stays right. **A resume must start with
-//! the head again**, whatever was remembered: an interrupted run leaves it wiped, so its ranges compare
-//! as different and are written again; everything beyond [`HEAD_BYTES`] up to the last `sync` is there.
+//! `finish`, the held head and all that waits included, so a range once found right stays right. **A
+//! resume must compare everything again**, whatever was remembered: an interrupted run leaves the head
+//! wiped, so its ranges compare as different and are written again.
 
+mod counted;
 mod device;
+mod edges;
+mod error;
+mod gather;
+mod holders;
 mod medium;
+mod read_back;
+mod report;
+mod set;
 #[cfg(test)]
 mod tests;
+mod zero;
 
-use std::{
-    io,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
+use counted::Counted;
 use device::{Access, DeviceMedium};
-use medium::{AlignedBuf, BUFFER_ALIGN, Medium, ceil, floor};
-use tracing::{debug, warn};
+use edges::Edges;
+use gather::{Gather, Glance};
+use medium::{Medium, ceil, floor};
+use tracing::debug;
 
-use crate::update::{
-    digest::Sha256,
-    failure::{Class, Coded},
-};
+pub(super) use medium::{AlignedBuf, BUFFER_ALIGN};
+
+pub use error::SlotWriteError;
+pub use read_back::{read_back, read_back_parts};
+pub use report::WriteReport;
+pub use set::{SlotPart, SlotSet};
 
 /// How much of a slot's start is held back until all the rest is on the medium. Superblocks lie at 0
 /// (xfs, squashfs, FAT), 1 KiB (ext4, f2fs with a second one at 5 KiB, erofs) and 64 KiB (btrfs, 4 KiB
 /// long): 128 KiB covers them all.
 pub const HEAD_BYTES: u64 = 128 * 1024;
+
+/// What is compared, written and skipped as one, in bytes: the block of the usual file systems and of
+/// flash; a multiple of every medium's block.
+pub const UNIT: usize = 4096;
 
 /// The part of the head that is wiped first and written last of all, on its own: the superblock of all
 /// those but btrfs, which in turn keeps nothing else in the head.
@@ -54,138 +74,14 @@ const FIRST_BYTES: usize = 4096;
 /// Writes are gathered into requests of this size: SD cards are slow with less, and 4 MiB is no faster.
 const REQUEST_BYTES: usize = 1024 * 1024;
 
-/// Why a slot could not be written or read back.
-#[derive(Debug, thiserror::Error)]
-pub enum SlotWriteError {
-    /// The image does not fit. Nothing was written.
-    #[error(
-        "the image needs {image} bytes but the slot {} holds {capacity}; build a smaller image or enlarge the partition",
-        .device.display()
-    )]
-    TooSmall {
-        /// The slot.
-        device: PathBuf,
-        /// Bytes the image needs.
-        image: u64,
-        /// Bytes the slot has.
-        capacity: u64,
-    },
-    /// It runs the system. Nothing was touched.
-    #[error(
-        "refusing to write {}: it is mounted as / and runs this system; check slots.a and slots.b in the configuration",
-        .device.display()
-    )]
-    RunningRoot {
-        /// The slot.
-        device: PathBuf,
-    },
-    /// Someone else has it. Nothing was touched.
-    #[error("cannot use the slot {} now: {holder}; release it (umount, swapoff, losetup -d) and keep automounters away from it", .device.display())]
-    Held {
-        /// The slot.
-        device: PathBuf,
-        /// Who, in words.
-        holder: String,
-    },
-    /// Neither a block device nor a regular file.
-    #[error("the slot {} is neither a block device nor a regular file; check slots.a and slots.b in the configuration", .device.display())]
-    NotASlot {
-        /// The slot.
-        device: PathBuf,
-    },
-    /// It cannot be opened.
-    #[error("cannot open the slot {}; check that the partition exists and that this program may write it", .device.display())]
-    Open {
-        /// The slot.
-        device: PathBuf,
-        /// What the kernel says.
-        #[source]
-        source: io::Error,
-    },
-    /// A write failed; the slot stays without a head and does not mount.
-    #[error("cannot write {length} bytes at {offset} of the slot {}; the medium may be failing (see dmesg)", .device.display())]
-    Write {
-        /// The slot.
-        device: PathBuf,
-        /// Where, in bytes.
-        offset: u64,
-        /// How much.
-        length: usize,
-        /// What the kernel says.
-        #[source]
-        source: io::Error,
-    },
-    /// A sync failed, so nobody knows what reached the medium; the slot stays without a head.
-    #[error("the slot {} did not confirm that its data is on the medium; the medium may be failing (see dmesg)", .device.display())]
-    Sync {
-        /// The slot.
-        device: PathBuf,
-        /// What the kernel says.
-        #[source]
-        source: io::Error,
-    },
-    /// A read failed.
-    #[error("cannot read {length} bytes at {offset} of the slot {}; the medium may be failing (see dmesg)", .device.display())]
-    Read {
-        /// The slot.
-        device: PathBuf,
-        /// Where, in bytes.
-        offset: u64,
-        /// How much.
-        length: usize,
-        /// What the kernel says.
-        #[source]
-        source: io::Error,
-    },
-    /// An earlier write or sync of this writer failed.
-    #[error("the slot {} is not written any further after an earlier error; start the installation again", .device.display())]
-    Poisoned {
-        /// The slot.
-        device: PathBuf,
-    },
-}
-
-impl Coded for SlotWriteError {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::TooSmall { .. } => "slot-too-small",
-            Self::RunningRoot { .. } => "slot-is-running-root",
-            Self::Held { .. } => "slot-held",
-            Self::NotASlot { .. } => "slot-not-a-device",
-            Self::Open { .. } => "slot-open-failed",
-            Self::Write { .. } => "slot-write-failed",
-            Self::Sync { .. } => "slot-sync-failed",
-            Self::Read { .. } => "slot-read-failed",
-            Self::Poisoned { .. } => "slot-poisoned",
-        }
-    }
-
-    fn class(&self) -> Class {
-        match self {
-            Self::Held { .. } => Class::Wait,
-            Self::TooSmall { .. }
-            | Self::RunningRoot { .. }
-            | Self::NotASlot { .. }
-            | Self::Open { .. }
-            | Self::Write { .. }
-            | Self::Sync { .. }
-            | Self::Read { .. }
-            | Self::Poisoned { .. } => Class::Final,
-        }
-    }
-}
-
-/// What a finished writer did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WriteReport {
-    /// Bytes handed to the medium, the wiping of the head included. 0: the slot held everything already.
-    pub bytes_written: u64,
-    /// Write requests.
-    pub writes: u64,
-    /// Syncs that the medium confirmed.
-    pub syncs: u64,
-    /// Bytes that could not be read where the neighbourhood of a write was to be kept, and became zeros.
-    pub bytes_unreadable: u64,
+/// Which neighbours of a piece the caller is still going to write. The unit that a piece shares with such
+/// a neighbour waits for it instead of being written twice. A wrong hint costs a write, never a byte.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Neighbours {
+    /// What lies right before the piece comes later.
+    pub before: bool,
+    /// What lies right behind the piece comes later.
+    pub after: bool,
 }
 
 /// Where the slot's head is.
@@ -196,25 +92,16 @@ enum Head {
     Held(AlignedBuf),
 }
 
-/// Bytes waiting to become one aligned request. Never touches the head.
-struct Gather {
-    buf: AlignedBuf,
-    /// Offset of `buf[0]`, a multiple of the medium's block.
-    start: u64,
-    /// Bytes in use; 0: nothing waits.
-    len: usize,
-}
-
 /// Writes one slot. Dropped without [`SlotWriter::finish`] it leaves a slot that does not mount, unless
-/// nothing was written. All calls block; run them on a blocking thread.
+/// nothing was written. All calls block; run them on a blocking thread, any one.
 pub struct SlotWriter {
-    device: PathBuf,
-    medium: Box<dyn Medium>,
+    slot: Counted,
     head: Head,
     gather: Gather,
+    glance: Glance,
+    edges: Edges,
     bounce: AlignedBuf,
     poisoned: bool,
-    report: WriteReport,
 }
 
 impl SlotWriter {
@@ -231,35 +118,36 @@ impl SlotWriter {
 
     fn over(device: &Path, medium: Box<dyn Medium>) -> Self {
         Self {
-            device: device.to_owned(),
-            medium,
-            head: Head::InPlace,
-            gather: Gather {
-                buf: AlignedBuf::new(REQUEST_BYTES),
-                start: 0,
-                len: 0,
+            slot: Counted {
+                device: device.to_owned(),
+                medium,
+                report: WriteReport::default(),
             },
+            head: Head::InPlace,
+            gather: Gather::new(),
+            glance: Glance::default(),
+            edges: Edges::default(),
             bounce: AlignedBuf::new(REQUEST_BYTES),
             poisoned: false,
-            report: WriteReport {
-                bytes_written: 0,
-                writes: 0,
-                syncs: 0,
-                bytes_unreadable: 0,
-            },
         }
     }
 
     /// Size of the slot in bytes.
     #[must_use]
     pub fn capacity(&self) -> u64 {
-        self.medium.capacity()
+        self.slot.capacity()
     }
 
-    /// Bytes handed to the medium so far.
+    /// Bytes of data handed to the medium so far.
     #[must_use]
     pub fn bytes_written(&self) -> u64 {
-        self.report.bytes_written
+        self.slot.report.bytes_written
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn report(&self) -> WriteReport {
+        self.slot.report
     }
 
     /// Whether an image of `image` bytes fits.
@@ -272,7 +160,7 @@ impl SlotWriter {
             return Ok(());
         }
         Err(SlotWriteError::TooSmall {
-            device: self.device.clone(),
+            device: self.slot.device.clone(),
             image,
             capacity,
         })
@@ -285,11 +173,11 @@ impl SlotWriter {
     /// `slot-read-failed` (which leaves the writer usable: a sector that cannot be read may heal when it
     /// is written), `slot-too-small` past the end, and what [`SlotWriter::write_at`] may say.
     pub fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), SlotWriteError> {
-        self.check_usable(offset, buf.len())?;
+        self.check_usable(offset, buf.len() as u64)?;
         let (in_head, rest) = match &self.head {
             Head::InPlace => buf.split_at_mut(0),
             Head::Held(head) => {
-                let (in_head, rest) = buf.split_at_mut(overlap(head, offset, buf.len()));
+                let (in_head, rest) = buf.split_at_mut(overlap(head.len(), offset, buf.len()));
                 if !in_head.is_empty() {
                     in_head.copy_from_slice(&head[at(offset)..][..in_head.len()]);
                 }
@@ -297,27 +185,28 @@ impl SlotWriter {
             }
         };
         let mut offset = offset + in_head.len() as u64;
-        let waiting = self.gather.start..self.gather.start + self.gather.len as u64;
-        if offset < waiting.end && waiting.start < offset + rest.len() as u64 {
+        if self.gather.overlaps(offset, rest.len() as u64) {
             self.poisoning(Self::flush)?;
         }
-        let block = self.medium.block();
+        let block = self.slot.medium.block();
         for part in rest.chunks_mut(REQUEST_BYTES - 2 * BUFFER_ALIGN) {
             let start = floor(offset, block);
             let end = ceil(offset + part.len() as u64, block);
             let span = &mut self.bounce[..at(end - start)];
-            self.medium
-                .read(start, span)
-                .map_err(|source| SlotWriteError::Read {
-                    device: self.device.clone(),
-                    offset: start,
-                    length: span.len(),
-                    source,
-                })?;
+            self.slot.read(start, span)?;
             part.copy_from_slice(&span[at(offset - start)..][..part.len()]);
+            self.edges.overlay(offset, part);
             offset += part.len() as u64;
         }
         Ok(())
+    }
+
+    /// [`SlotWriter::write_piece`] without neighbours to come.
+    ///
+    /// # Errors
+    /// As [`SlotWriter::write_piece`].
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SlotWriteError> {
+        self.write_piece(offset, bytes, Neighbours::default())
     }
 
     /// Puts `bytes` at `offset`; any offset and length within the slot. Fast when offsets ascend, right in
@@ -326,22 +215,37 @@ impl SlotWriter {
     /// # Errors
     /// `slot-too-small` past the end (nothing of it is written); `slot-write-failed`, `slot-sync-failed`,
     /// after which the writer is poisoned; `slot-poisoned`.
-    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SlotWriteError> {
-        self.check_usable(offset, bytes.len())?;
+    pub fn write_piece(
+        &mut self,
+        offset: u64,
+        bytes: &[u8],
+        later: Neighbours,
+    ) -> Result<(), SlotWriteError> {
+        self.check_usable(offset, bytes.len() as u64)?;
         if bytes.is_empty() {
             return Ok(());
         }
         self.poisoning(|writer| {
-            let head = writer.hold_head()?;
-            let (in_head, rest) = bytes.split_at(overlap(head, offset, bytes.len()));
-            if !in_head.is_empty() {
-                head[at(offset)..][..in_head.len()].copy_from_slice(in_head);
-            }
-            writer.collect(offset + in_head.len() as u64, rest)
+            let length = overlap(writer.head_length(), offset, bytes.len());
+            let (in_head, rest) = bytes.split_at(length);
+            writer.put_in_head(offset, in_head)?;
+            writer.collect(offset + in_head.len() as u64, rest, later)
         })
     }
 
-    /// Everything written so far, except the head, is on the medium when this returns `Ok`.
+    /// Makes `length` bytes from `offset` zeros; any offset and length within the slot. What is zeros
+    /// already is left alone; else the device is told to zero it, which frees its blocks, and where it
+    /// cannot, zeros are written. Durable as [`SlotWriter::write_piece`] says.
+    ///
+    /// # Errors
+    /// As [`SlotWriter::write_piece`].
+    pub fn zero_at(&mut self, offset: u64, length: u64) -> Result<(), SlotWriteError> {
+        self.check_usable(offset, length)?;
+        self.poisoning(|writer| writer.zero(offset, length))
+    }
+
+    /// Everything written so far is on the medium when this returns `Ok`, except the head and the units
+    /// that wait for a neighbour.
     ///
     /// # Errors
     /// `slot-write-failed`, `slot-sync-failed`, after which the writer is poisoned; `slot-poisoned`.
@@ -349,7 +253,7 @@ impl SlotWriter {
         self.check_usable(0, 0)?;
         self.poisoning(|writer| {
             writer.flush()?;
-            writer.barrier()
+            writer.slot.barrier()
         })
     }
 
@@ -360,27 +264,48 @@ impl SlotWriter {
     /// # Errors
     /// As [`SlotWriter::sync`]; the slot then does not mount.
     pub fn finish(mut self) -> Result<WriteReport, SlotWriteError> {
-        self.sync()?;
-        if let Head::Held(head) = std::mem::replace(&mut self.head, Head::InPlace) {
-            let (first, rest) = head.split_at(FIRST_BYTES.min(head.len()));
-            if !rest.is_empty() {
-                self.put(FIRST_BYTES as u64, rest)?;
-                self.barrier()?;
-            }
-            self.put(0, first)?;
-            self.barrier()?;
-        }
-        debug!(device = %self.device.display(), report = ?self.report, "slot finished");
-        Ok(self.report)
+        self.settle()?;
+        self.place_head()?;
+        debug!(device = %self.slot.device.display(), report = ?self.slot.report, "slot finished");
+        Ok(self.slot.report)
     }
 
-    fn check_usable(&self, offset: u64, length: usize) -> Result<(), SlotWriteError> {
+    /// Everything but the head is on the medium when this returns `Ok`.
+    fn settle(&mut self) -> Result<(), SlotWriteError> {
+        self.check_usable(0, 0)?;
+        self.poisoning(|writer| {
+            writer.flush()?;
+            while let Some((offset, half)) = writer.edges.first() {
+                writer.fill_up(offset, &half)?;
+            }
+            writer.slot.barrier()
+        })
+    }
+
+    /// Writes the head if it is held. Call after [`SlotWriter::settle`] only.
+    fn place_head(&mut self) -> Result<(), SlotWriteError> {
+        self.check_usable(0, 0)?;
+        self.poisoning(|writer| {
+            if let Head::Held(head) = std::mem::replace(&mut writer.head, Head::InPlace) {
+                let (first, rest) = head.split_at(FIRST_BYTES.min(head.len()));
+                if !rest.is_empty() {
+                    writer.slot.put(FIRST_BYTES as u64, rest)?;
+                    writer.slot.barrier()?;
+                }
+                writer.slot.put(0, first)?;
+                writer.slot.barrier()?;
+            }
+            Ok(())
+        })
+    }
+
+    fn check_usable(&self, offset: u64, length: u64) -> Result<(), SlotWriteError> {
         if self.poisoned {
             return Err(SlotWriteError::Poisoned {
-                device: self.device.clone(),
+                device: self.slot.device.clone(),
             });
         }
-        self.check_fits(offset.saturating_add(length as u64))
+        self.check_fits(offset.saturating_add(length))
     }
 
     fn poisoning<T>(
@@ -394,201 +319,78 @@ impl SlotWriter {
         Ok(done)
     }
 
-    /// Takes the head off the medium before the first change anywhere: what it held (the caller may have
-    /// found parts of it right) is kept here until `finish`.
-    fn hold_head(&mut self) -> Result<&mut AlignedBuf, SlotWriteError> {
+    fn head_length(&self) -> usize {
+        at(HEAD_BYTES.min(self.capacity()))
+    }
+
+    /// Puts `bytes`, all of them in the head, at `offset`, unless they are there.
+    fn put_in_head(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SlotWriteError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let place = at(offset)..at(offset) + bytes.len();
         if matches!(self.head, Head::InPlace) {
-            let length = at(HEAD_BYTES.min(self.capacity()));
-            let mut head = AlignedBuf::new(length);
-            self.salvage(0, &mut head)?;
-            if head.iter().any(|byte| *byte != 0) {
-                let zeros = AlignedBuf::new(length);
-                let (first, rest) = zeros.split_at(FIRST_BYTES.min(length));
-                self.put(0, first)?;
-                if !rest.is_empty() {
-                    self.barrier()?;
-                    self.put(FIRST_BYTES as u64, rest)?;
-                }
-            }
-            // Also when it was blank: the wiping of an interrupted run may still be in the device's cache.
-            self.barrier()?;
-            self.head = Head::Held(head);
-        }
-        match &mut self.head {
-            Head::Held(head) => Ok(head),
-            Head::InPlace => unreachable!("the head was taken just above"),
-        }
-    }
-
-    /// Adds `bytes` (none of them in the head) to the request that is being gathered.
-    fn collect(&mut self, mut offset: u64, mut bytes: &[u8]) -> Result<(), SlotWriteError> {
-        while !bytes.is_empty() {
-            if self.gather.len > 0 && offset != self.gather.start + self.gather.len as u64 {
-                self.flush()?;
-            }
-            if self.gather.len == 0 {
-                self.begin(offset)?;
-            }
-            let room = REQUEST_BYTES - self.gather.len;
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.gather.buf[self.gather.len..][..now.len()].copy_from_slice(now);
-            self.gather.len += now.len();
-            offset += now.len() as u64;
-            bytes = later;
-            if self.gather.len == REQUEST_BYTES {
-                self.flush()?;
+            let block = self.slot.medium.block();
+            let start = floor(offset, block);
+            let end = ceil(place.end as u64, block);
+            let span = &mut self.bounce[..at(end - start)];
+            let readable = self.slot.read(start, span).is_ok();
+            if readable && &span[at(offset - start)..][..bytes.len()] == bytes {
+                self.slot.report.bytes_skipped += bytes.len() as u64;
+                return Ok(());
             }
         }
+        hold_head(&mut self.slot, &mut self.head)?[place].copy_from_slice(bytes);
         Ok(())
     }
+}
 
-    /// Starts a request at `offset`; when that is inside a block, with the bytes before it as they are.
-    fn begin(&mut self, offset: u64) -> Result<(), SlotWriteError> {
-        let block = self.medium.block();
-        let start = floor(offset, block);
-        let before = at(offset - start);
-        if before > 0 {
-            let mut edge = AlignedBuf::new(block);
-            self.salvage(start, &mut edge)?;
-            self.gather.buf[..before].copy_from_slice(&edge[..before]);
-        }
-        self.gather.start = start;
-        self.gather.len = before;
-        Ok(())
-    }
-
-    /// Hands what was gathered to the medium; where it ends inside a block, with the bytes after it as
-    /// they are.
-    fn flush(&mut self) -> Result<(), SlotWriteError> {
-        let Gather { start, len, .. } = self.gather;
-        if len == 0 {
-            return Ok(());
-        }
-        let block = self.medium.block();
-        let whole = at(floor(len as u64, block));
-        let padded = at(ceil(len as u64, block));
-        if padded > len {
-            let mut edge = AlignedBuf::new(block);
-            self.salvage(start + whole as u64, &mut edge)?;
-            self.gather.buf[len..padded].copy_from_slice(&edge[len - whole..]);
-        }
-        let buf = std::mem::replace(&mut self.gather.buf, AlignedBuf::new(0));
-        let written = self.put(start, &buf[..padded]);
-        self.gather.buf = buf;
-        self.gather.len = 0;
-        written
-    }
-
-    fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SlotWriteError> {
-        self.medium
-            .write(offset, bytes)
-            .map_err(|source| SlotWriteError::Write {
-                device: self.device.clone(),
-                offset,
-                length: bytes.len(),
-                source,
-            })?;
-        self.report.bytes_written += bytes.len() as u64;
-        self.report.writes += 1;
-        Ok(())
-    }
-
-    fn barrier(&mut self) -> Result<(), SlotWriteError> {
-        self.medium.sync().map_err(|source| SlotWriteError::Sync {
-            device: self.device.clone(),
-            source,
-        })?;
-        self.report.syncs += 1;
-        Ok(())
-    }
-
-    /// Reads an aligned range whose neighbourhood is about to be written. A block that cannot be read
-    /// becomes zeros: no caller can have found its contents right, and only writing can heal the sector.
-    fn salvage(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), SlotWriteError> {
-        let Err(error) = self.medium.read(offset, buf) else {
-            return Ok(());
-        };
-        let block = self.medium.block().max(512);
-        let mut offset = offset;
-        let mut lost = 0;
-        for part in buf.chunks_mut(block) {
-            if self.medium.read(offset, part).is_err() {
-                part.fill(0);
-                lost += part.len() as u64;
+/// Takes the head off the medium before the first change anywhere: what it held (the caller may have found
+/// parts of it right) is kept until `finish`.
+fn hold_head<'a>(
+    slot: &mut Counted,
+    head: &'a mut Head,
+) -> Result<&'a mut AlignedBuf, SlotWriteError> {
+    if matches!(head, Head::InPlace) {
+        let length = at(HEAD_BYTES.min(slot.capacity()));
+        let mut held = AlignedBuf::new(length);
+        slot.salvage(0, &mut held);
+        if held.iter().any(|byte| *byte != 0) {
+            let zeros = AlignedBuf::new(length);
+            let (first, rest) = zeros.split_at(FIRST_BYTES.min(length));
+            slot.put(0, first)?;
+            if !rest.is_empty() {
+                slot.barrier()?;
+                slot.put(FIRST_BYTES as u64, rest)?;
             }
-            offset += part.len() as u64;
         }
-        if lost > 0 {
-            warn!(device = %self.device.display(), lost, %error, "unreadable sectors become zeros");
-            self.report.bytes_unreadable += lost;
-        }
-        Ok(())
+        // Also when it was blank: the wiping of an interrupted run may still be in the device's cache.
+        slot.barrier()?;
+        *head = Head::Held(held);
+    }
+    match head {
+        Head::Held(held) => Ok(held),
+        Head::InPlace => unreachable!("the head was taken just above"),
     }
 }
 
 impl std::fmt::Debug for SlotWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SlotWriter")
-            .field("device", &self.device)
+            .field("device", &self.slot.device)
             .field("poisoned", &self.poisoned)
-            .field("report", &self.report)
+            .field("report", &self.slot.report)
             .finish_non_exhaustive()
     }
 }
 
-/// How many of the `length` bytes from `offset` lie in the head.
-fn overlap(head: &[u8], offset: u64, length: usize) -> usize {
-    let room = (head.len() as u64).saturating_sub(offset);
+/// How many of the `length` bytes from `offset` lie in a head of `head` bytes.
+fn overlap(head: usize, offset: u64, length: usize) -> usize {
+    let room = (head as u64).saturating_sub(offset);
     length.min(at(room))
 }
 
 /// A distance within a buffer of ours, all of which are far smaller than any address space.
 fn at(distance: u64) -> usize {
     usize::try_from(distance).expect("distances within a buffer fit its address space")
-}
-
-/// The SHA-256 of the first `length` bytes of the slot at `device`, read from the medium past every
-/// cache. `progress` is told how many bytes are done after each piece and may stop it: then `None`. Call
-/// after [`SlotWriter::finish`]: the slot is opened exclusively, so nobody can mount it meanwhile.
-///
-/// # Errors
-/// `slot-too-small` when the slot is shorter than `length`; `slot-held`, `slot-not-a-device`,
-/// `slot-open-failed`, `slot-read-failed`.
-pub fn read_back(
-    device: &Path,
-    length: u64,
-    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
-) -> Result<Option<Sha256>, SlotWriteError> {
-    let mut medium = DeviceMedium::open(device, Access::Read)?;
-    if length > medium.capacity() {
-        return Err(SlotWriteError::TooSmall {
-            device: device.to_owned(),
-            image: length,
-            capacity: medium.capacity(),
-        });
-    }
-    let failed = |offset: u64, length: usize, source| SlotWriteError::Read {
-        device: device.to_owned(),
-        offset,
-        length,
-        source,
-    };
-    medium.drop_cache().map_err(|source| failed(0, 0, source))?;
-    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
-    let mut buf = AlignedBuf::new(REQUEST_BYTES);
-    let mut done = 0;
-    while done < length {
-        let wanted = at((length - done).min(REQUEST_BYTES as u64));
-        // The slot ends at a block boundary, so the padding is inside it.
-        let padded = at(ceil(wanted as u64, medium.block()));
-        medium
-            .read(done, &mut buf[..padded])
-            .map_err(|source| failed(done, padded, source))?;
-        context.update(&buf[..wanted]);
-        done += wanted as u64;
-        if progress(done).is_break() {
-            return Ok(None);
-        }
-    }
-    Ok(Some(Sha256::from_ring(&context.finish())))
 }

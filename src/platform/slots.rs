@@ -141,6 +141,7 @@ impl Coded for SlotsError {
 pub struct InactiveSlot {
     slot: Slot,
     path: PathBuf,
+    running: Vec<PathBuf>,
 }
 
 impl InactiveSlot {
@@ -154,6 +155,12 @@ impl InactiveSlot {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The block devices or files of the other slot, which runs: for reading.
+    #[must_use]
+    pub fn running(&self) -> &[PathBuf] {
+        &self.running
     }
 }
 
@@ -255,22 +262,15 @@ impl Slots {
     pub fn inactive(&self) -> Result<InactiveSlot, SlotsError> {
         let slot = self.booted()?.slot.other();
         let [a, b] = self.resolve_both()?;
-        let path = match slot {
-            Slot::A => a.0,
-            Slot::B => b.0,
+        let (path, running) = match slot {
+            Slot::A => (a.0, b.0),
+            Slot::B => (b.0, a.0),
         };
-        Ok(InactiveSlot { slot, path })
-    }
-
-    /// The device of the slot that runs, to read from.
-    ///
-    /// # Errors
-    /// [`SlotsError`].
-    pub fn running(&self) -> Result<PathBuf, SlotsError> {
-        let [a, b] = self.resolve_both()?;
-        Ok(match self.booted()?.slot {
-            Slot::A => a.0,
-            Slot::B => b.0,
+        let running = vec![running];
+        Ok(InactiveSlot {
+            slot,
+            path,
+            running,
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The updater task is its only writer; everyone else watches it. It holds no secrets.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::AddAssign};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,37 @@ pub struct Progress {
     pub bytes_reused: u64,
     /// Written to the slot.
     pub bytes_written: u64,
+    /// What else was done to the slot's medium.
+    pub wear: Wear,
+}
+
+/// What an update did to the slot's medium apart from the bytes written, and what it was spared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Wear {
+    /// Bytes that were to be written and were not, since the slot held them already.
+    pub bytes_skipped: u64,
+    /// Zeros written for holes, in bytes.
+    pub bytes_zeroed: u64,
+    /// Bytes of holes that the device zeroed by itself.
+    pub bytes_discarded: u64,
+    /// Bytes that could not be read and became zeros: the medium is failing.
+    pub bytes_unreadable: u64,
+    /// Requests that wrote or zeroed.
+    pub writes: u64,
+    /// Times that everything was made durable.
+    pub syncs: u64,
+}
+
+impl AddAssign for Wear {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes_skipped += other.bytes_skipped;
+        self.bytes_zeroed += other.bytes_zeroed;
+        self.bytes_discarded += other.bytes_discarded;
+        self.bytes_unreadable += other.bytes_unreadable;
+        self.writes += other.writes;
+        self.syncs += other.syncs;
+    }
 }
 
 impl Progress {
@@ -240,6 +271,14 @@ mod tests {
         assert_eq!(percent(999, 1000), 99);
         assert_eq!(percent(5, 3), 100);
         assert_eq!(percent(u64::MAX, u64::MAX), 100);
+    }
+
+    #[test]
+    fn progress_without_wear_is_read_as_an_earlier_version_wrote_it() {
+        let old = r#"{"bytesDone":7,"bytesTotal":9,"bytesDownloaded":3,"bytesReused":2,"bytesWritten":5}"#;
+        let progress: Progress = serde_json::from_str(old).unwrap();
+        assert_eq!((progress.bytes_done, progress.bytes_written), (7, 5));
+        assert_eq!(progress.wear, Wear::default());
     }
 
     #[test]

@@ -72,36 +72,46 @@ fn proxy(hub: &RawHub) -> Checked<Option<ProxyConfig>> {
             None => Ok(None),
         };
     }
-    // The text may hold a password, so it is not repeated.
+    proxy_through(PROXY, AUTHORIZATION, &hub.proxy, authorization_file).map(Some)
+}
+
+/// The proxy at `text`, the value of `key`. It may hold a password, so no error repeats it.
+pub(super) fn proxy_through(
+    key: &str,
+    authorization_key: &str,
+    text: &str,
+    authorization_file: Option<PathBuf>,
+) -> Checked<ProxyConfig> {
     let form = || {
         Wrong::new(
-            PROXY,
-            "must have the form `http://HOST:PORT`, without path; MQTT goes through it by CONNECT",
+            key,
+            "must have the form `http://HOST:PORT`, without path; TLS goes through it by CONNECT",
         )
     };
-    let url = url::Url::parse(&hub.proxy).map_err(|_| form())?;
+    let url = url::Url::parse(text).map_err(|_| form())?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(Wrong::new(
-            PROXY,
-            "holds a user name or password; put `user:password` into a file and name it in \
-             hub.proxy_authorization_file",
+            key,
+            format!(
+                "holds a user name or password; put `user:password` into a file and name it in {authorization_key}"
+            ),
         ));
     }
     // The default port of a URL is 80, which `port` leaves out and no proxy listens on.
     let port = match url.port() {
-        None if hub.proxy.trim_end_matches('/').ends_with(":80") => Some(80),
+        None if text.trim_end_matches('/').ends_with(":80") => Some(80),
         port => port,
     };
     let more = url.query().or(url.fragment());
     match (url.scheme(), url.host(), port, url.path(), more) {
-        ("http", Some(host), Some(port), "/", None) => Ok(Some(ProxyConfig {
+        ("http", Some(host), Some(port), "/", None) => Ok(ProxyConfig {
             host: match host {
                 url::Host::Ipv6(address) => address.to_string(),
                 other => other.to_string(),
             },
             port,
             authorization_file,
-        })),
+        }),
         _ => Err(form()),
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     },
     update::{
         failure::{Class, Failure},
-        status::{HubStatus, SlotState, Stage, Status, UpdateReport},
+        status::{HubStatus, SlotState, Stage, Status, UpdateReport, Wear},
     },
 };
 
@@ -186,6 +186,9 @@ fn update(update: &UpdateReport) -> Vec<String> {
             ),
         );
     }
+    if let Some(medium) = medium(&progress.wear) {
+        say("Medium", medium);
+    }
     let reached = [
         ("accepted", times.waiting),
         ("downloading", times.downloading),
@@ -205,6 +208,24 @@ fn update(update: &UpdateReport) -> Vec<String> {
         say("", advice(error.class).to_owned());
     }
     lines
+}
+
+/// What was done to the slot's medium beside writing; what did not happen is not mentioned.
+fn medium(wear: &Wear) -> Option<String> {
+    let amounts = [
+        (wear.bytes_skipped, "skipped"),
+        (wear.bytes_zeroed, "zeroed"),
+        (wear.bytes_discarded, "discarded"),
+        (wear.bytes_unreadable, "UNREADABLE"),
+    ];
+    let amounts = amounts.iter().filter(|(amount, _)| *amount > 0);
+    let mut parts: Vec<_> = amounts
+        .map(|(amount, what)| format!("{} {what}", bytes(*amount)))
+        .collect();
+    if wear.writes + wear.syncs > 0 {
+        parts.push(format!("{} writes, {} syncs", wear.writes, wear.syncs));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// What watching shows of `update`.
@@ -311,6 +332,13 @@ mod tests {
                     bytes_downloaded: 5_000_000,
                     bytes_reused: 16_000_000,
                     bytes_written: 4_000,
+                    wear: Wear {
+                        bytes_skipped: 8_000,
+                        bytes_discarded: 3_000_000,
+                        writes: 3,
+                        syncs: 2,
+                        ..Wear::default()
+                    },
                 },
                 times: Times {
                     waiting: Some(Timestamp::UNIX_EPOCH),
@@ -342,6 +370,7 @@ mod tests {
                 "Image     https://store.example/x.img",
                 "Stage     downloading  [########............] 42 %  21.0 MB of 50.0 MB",
                 "Bytes     5.0 MB downloaded, 16.0 MB reused, 4.0 kB written",
+                "Medium    8.0 kB skipped, 3.0 MB discarded, 3 writes, 2 syncs",
                 "Times     1970-01-01T00:00:00Z accepted",
                 "          1970-01-01T00:00:00Z downloading",
             ]

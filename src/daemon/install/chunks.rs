@@ -2,11 +2,11 @@
 //! network.
 //!
 //! Four stages work off one list of missing chunks, each leaving less to the next: [`super::scan`] finds
-//! what is in place, [`super::reuse`] copies what the device has elsewhere, [`super::delta`] makes what a static delta can, and
-//! [`super::fetch`] downloads the rest. Every chunk is verified by its signed digest before it is written, wherever
-//! it comes from.
+//! what is in place, [`super::reuse`] copies what the device has elsewhere, [`super::delta`] makes what a static
+//! delta can, and [`super::fetch`] downloads the rest. Every chunk is verified by its signed digest before it is
+//! written, wherever it comes from.
 
-use super::{Hashed, Installer, Start, delta, fetch, filling::Filling, scan};
+use super::{Hashed, Installer, Start, delta, fetch, filling::Filling, reuse, scan};
 use crate::{
     daemon::source::Source,
     image::Header,
@@ -28,6 +28,7 @@ pub fn install(
 ) -> Result<Content, Failure> {
     let mut filling = Filling::open(installer, header, slot)?;
     scan::scan(&mut filling)?;
+    reuse::reuse(&mut filling, slot.running())?;
     match request.sha256 {
         // A digest of the whole file can only be checked by reading the whole file.
         Some(asked) => {
@@ -37,9 +38,7 @@ pub fn install(
         }
         None => {
             drop(start);
-            if let Some(running) = &installer.running {
-                delta::apply(&mut filling, source, running, installer.connections)?;
-            }
+            delta::apply(&mut filling, source, slot.running())?;
             fetch::fetch(&mut filling, source, installer.connections)?;
         }
     }

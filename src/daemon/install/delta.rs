@@ -6,17 +6,22 @@
 //! Failures of this stage are those of the medium, and someone's wish to stop.
 
 use std::{
-    fs::File, io, io::Read, iter::Peekable, ops::Range, os::unix::fs::FileExt, path::PathBuf,
+    io::{self, Read},
+    iter::Peekable,
+    ops::Range,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use super::{filling::Filling, pipeline::pipeline};
+use super::{filling::Filling, piece::Piece, pipeline::pipeline, reuse};
 use crate::{
     daemon::source::{Ahead, Source, SourceReader},
     image::{
-        ChunkEntry, Missing, check_digest,
+        ChunkEntry, Missing,
         delta::{self, Delta, DeltaError, DeltaHead, OldPayload, Patch, PatchDecoder},
     },
-    update::failure::{Coded, Failure},
+    platform::running_slot::RunningSlot,
+    update::failure::Failure,
 };
 
 /// Patches under way.
@@ -26,33 +31,31 @@ const GAP: u64 = 16 << 10;
 /// After so many patches that did not apply, when they are most of those tried, the others are not tried.
 const PATIENCE: u64 = 16;
 
-/// The running slot, and what was written into it when it was installed.
-#[derive(Debug, Clone)]
-pub struct Running {
-    /// Its device.
-    pub path: PathBuf,
-    /// The payload of its image.
-    pub payload: OldPayload,
-}
-
-/// Makes what a delta for exactly this pair can make.
+/// Makes what a delta from exactly what was installed in the running slot, whose partitions are `running`, can make.
 ///
 /// # Errors
 /// When someone wants it to stop, or the medium fails.
 pub fn apply(
     filling: &mut Filling<'_>,
     image: &Source,
-    running: &Running,
-    connections: usize,
+    running: &[PathBuf],
 ) -> Result<(), Failure> {
-    if filling.missing().is_empty() {
+    let Some(old) = filling.installer.installed else {
+        return Ok(());
+    };
+    // Deltas are between images of one partition.
+    if filling.missing().is_empty() || filling.header.manifest().images.len() != 1 {
         return Ok(());
     }
-    let source = image.beside(&delta::suffix(running.payload.sha256));
+    let source = image.beside(&delta::suffix(old.sha256));
     let before = filling.missing().len();
-    let result = use_delta(filling, &source, running, connections)?;
+    let result = use_delta(filling, &source, running, &old)?;
     filling.installer.cancel.check()?;
     let made = before - filling.missing().len();
+    if made > 0 {
+        // A chunk that occurs twice is in the delta once.
+        reuse::twins(filling)?;
+    }
     match result {
         Ok(tried) if tried.failed == 0 => {
             tracing::info!(uri = %source.uri(), chunks = made, patches = tried.patches, "used a static delta");
@@ -88,61 +91,50 @@ impl Tried {
     }
 }
 
-/// The chunks that one patch makes.
-#[derive(Default)]
-struct Made {
-    chunks: Vec<(usize, ChunkEntry)>,
-    /// Their raw bytes, one after the other; none when the patch did not apply.
-    raw: Vec<u8>,
-    /// Which of them are what the index says.
-    good: Vec<bool>,
-}
-
 /// The outer failure ends the update, the inner one only the use of the delta.
 fn use_delta(
     filling: &mut Filling<'_>,
     source: &Source,
-    running: &Running,
-    connections: usize,
+    running: &[PathBuf],
+    old: &OldPayload,
 ) -> Result<Result<Tried, Failure>, Failure> {
-    let delta = match open(filling, source, running) {
+    let delta = match open(filling, source, old) {
         Ok(delta) => delta,
         Err(failure) => return Ok(Err(failure)),
     };
-    let old = match File::open(&running.path) {
-        Ok(old) => old,
+    let mut maker = match RunningSlot::open(running) {
+        Ok(slot) => Maker::new(slot),
         Err(error) => return Ok(Err(source.explain_io(&error))),
     };
     let missing = filling.missing().clone();
     let wanted = wanted(&delta, filling.chunks(), &missing, source.supports_ranges());
-    let mut frames = Frames::new(source, &wanted.runs, connections);
+    let mut frames = Frames::new(source, &wanted.runs, filling.installer.connections);
     let mut patches = delta
         .patches()
         .zip(&wanted.patches)
         .filter_map(|(patch, wanted)| wanted.then_some(patch));
     let mut chunks = filling.chunks();
-    let mut maker = Maker::new(old);
-    let mut ended = None;
-    let cancel = &filling.installer.cancel;
-    let hopeless = std::sync::atomic::AtomicBool::new(false);
-    let mut tried = Tried::default();
+    let cancel = filling.installer.cancel.clone();
+    let hopeless = AtomicBool::new(false);
+    let (mut tried, mut ended) = (Tried::default(), None);
     pipeline(
-        (0..PATCHES).map(|_| Made::default()).collect(),
-        |made: &mut Made| {
+        (0..PATCHES).map(|_| Piece::default()).collect(),
+        |piece: &mut Piece| {
             cancel.check()?;
-            if hopeless.load(std::sync::atomic::Ordering::Relaxed) {
+            piece.clear();
+            if hopeless.load(Relaxed) {
                 return Ok(false);
             }
             let Some(patch) = patches.next() else {
                 return Ok(false);
             };
-            made.chunks.clear();
             for number in patch.chunks.iter().cloned().flatten() {
-                made.chunks
+                piece
+                    .chunks
                     .extend(chunks.find(|(found, _)| *found == number));
             }
             match frames.read(&patch) {
-                Ok(frame) => maker.make(&patch, frame, made),
+                Ok(frame) => maker.make(&patch, frame, piece),
                 Err(error) => {
                     // The server's own words, if it had any.
                     ended = Some(source.explain_io(&error));
@@ -151,25 +143,27 @@ fn use_delta(
             }
             Ok(true)
         },
-        |made| {
-            made.check();
+        |piece| {
+            piece.check();
             Ok(())
         },
-        |made| {
+        |piece| {
             tried.patches += 1;
-            tried.failed += u64::from(made.good.iter().any(|good| !good));
-            hopeless.store(tried.hopeless(), std::sync::atomic::Ordering::Relaxed);
-            made.each(|number, chunk, raw| match missing.contains(number) {
-                true => filling.put(number, chunk, raw),
-                false => Ok(()),
-            })
+            tried.failed += u64::from(piece.good.iter().any(|good| !good));
+            hopeless.store(tried.hopeless(), Relaxed);
+            piece.each(
+                |number, chunk, raw, good| match good && missing.contains(number) {
+                    true => filling.put(number, chunk, raw),
+                    false => Ok(()),
+                },
+            )
         },
     )?;
     Ok(ended.map_or(Ok(tried), Err))
 }
 
 /// Head and table, by requests that bring nothing else.
-fn open(filling: &Filling<'_>, source: &Source, running: &Running) -> Result<Delta, Failure> {
+fn open(filling: &Filling<'_>, source: &Source, old: &OldPayload) -> Result<Delta, Failure> {
     let explain = |error: DeltaError| {
         source
             .take_failure()
@@ -177,8 +171,7 @@ fn open(filling: &Filling<'_>, source: &Source, running: &Running) -> Result<Del
     };
     let mut reader = source.read(0, Some(delta::file::HEAD_LEN))?;
     let head = DeltaHead::read(&mut reader).map_err(explain)?;
-    head.check_pair(&running.payload, filling.header)
-        .map_err(explain)?;
+    head.check_pair(old, filling.header).map_err(explain)?;
     let mut reader = source.read(delta::file::HEAD_LEN, Some(head.frames_offset()))?;
     head.read_table(&mut reader, filling.header)
         .map_err(explain)
@@ -271,13 +264,13 @@ impl<'a> Frames<'a> {
 
 /// Applies patches to the running slot.
 struct Maker {
-    old: File,
+    old: RunningSlot,
     dictionary: Vec<u8>,
     decoder: PatchDecoder,
 }
 
 impl Maker {
-    fn new(old: File) -> Self {
+    fn new(old: RunningSlot) -> Self {
         Self {
             old,
             dictionary: Vec::new(),
@@ -285,62 +278,25 @@ impl Maker {
         }
     }
 
-    /// Puts into `made` what `patch` makes; nothing when it cannot.
-    fn make(&mut self, patch: &Patch, frame: &[u8], made: &mut Made) {
-        made.raw.clear();
+    /// Puts into `piece`, whose chunks are there, their bytes; none of them is good when `patch` cannot make them.
+    fn make(&mut self, patch: &Patch, frame: &[u8], piece: &mut Piece) {
+        let len = piece.chunks.iter().map(|(_, chunk)| chunk.raw_len).sum();
+        let made = self.dictionary(patch).is_ok()
+            && self
+                .decoder
+                .decode(&self.dictionary, frame, len, &mut piece.raw)
+                .is_ok();
+        piece.raw.resize(len as usize, 0);
+        piece.good.resize(piece.chunks.len(), made);
+    }
+
+    fn dictionary(&mut self, patch: &Patch) -> io::Result<()> {
         self.dictionary.clear();
         for region in &patch.regions {
             let start = self.dictionary.len();
             self.dictionary.resize(start + region.len as usize, 0);
-            let read = self
-                .old
-                .read_exact_at(&mut self.dictionary[start..], region.offset);
-            if let Err(error) = read {
-                tracing::debug!(
-                    offset = region.offset,
-                    "the running slot cannot be read: {error}"
-                );
-                return;
-            }
-        }
-        let len = made.chunks.iter().map(|(_, chunk)| chunk.raw_len).sum();
-        let decoded = self
-            .decoder
-            .decode(&self.dictionary, frame, len, &mut made.raw);
-        if let Err(error) = decoded {
-            tracing::debug!(code = error.code(), "{error}");
-        }
-    }
-}
-
-impl Made {
-    fn check(&mut self) {
-        self.good.clear();
-        let mut rest = &self.raw[..];
-        for (_, chunk) in &self.chunks {
-            let Some((raw, behind)) = rest.split_at_checked(chunk.raw_len as usize) else {
-                self.good.push(false);
-                continue;
-            };
-            self.good.push(check_digest(chunk, raw).is_ok());
-            rest = behind;
-        }
-    }
-
-    /// The chunks that are right.
-    fn each(
-        &self,
-        mut task: impl FnMut(usize, &ChunkEntry, &[u8]) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let mut rest = &self.raw[..];
-        for ((number, chunk), good) in self.chunks.iter().zip(&self.good) {
-            let Some((raw, behind)) = rest.split_at_checked(chunk.raw_len as usize) else {
-                break;
-            };
-            if *good {
-                task(*number, chunk, raw)?;
-            }
-            rest = behind;
+            self.old
+                .read(region.offset, &mut self.dictionary[start..])?;
         }
         Ok(())
     }

@@ -3,19 +3,21 @@
 //! Network, decoder, digests and medium work at the same time: requests run ahead as tasks, one thread decodes, one
 //! verifies, one writes. Chunks come in ascending order. A failure of the network explains why bytes ended early.
 
-use std::io::Read;
+use std::{io::Read, sync::Mutex};
 
-use super::{error::InstallError, filling::Filling, pipeline::pipeline};
+use super::{
+    error::InstallError, filling::Filling, piece::Piece, pipeline::pipeline, prefix::Prefix,
+};
 use crate::{
     daemon::source::Source,
     image::{ChunkDecoder, ChunkEntry, Header, Run, check_digest, runs},
     update::failure::Failure,
 };
 
-/// Chunks go from thread to thread in batches of about this many raw bytes.
-const BATCH: usize = 512 << 10;
-/// Batches under way.
-const BATCHES: usize = 4;
+/// Chunks go from thread to thread in pieces of about so many raw bytes.
+const PIECE: usize = 512 << 10;
+/// Pieces under way.
+const PIECES: usize = 4;
 
 /// Downloads what is missing, up to `connections` requests at a time.
 ///
@@ -79,14 +81,6 @@ pub fn from_stream(
     fill(filling, source, &runs, |buffer, _| whole.read_exact(buffer))
 }
 
-/// Some chunks on their way to the slot.
-#[derive(Default)]
-struct Batch {
-    chunks: Vec<(usize, ChunkEntry)>,
-    /// Their raw bytes, one after the other.
-    raw: Vec<u8>,
-}
-
 /// Brings the missing chunks of `runs` into the slot. `read` gives the next bytes of the file; it is told when they
 /// begin a run.
 fn fill(
@@ -107,44 +101,47 @@ fn fill(
         frame: Vec::new(),
     };
     let mut decoder = ChunkDecoder::new();
-    let mut raw = Vec::new();
-    let cancel = &filling.installer.cancel;
+    let mut prefix = Prefix::new(header.index().max_prefix());
+    let cancel = filling.installer.cancel.clone();
+    let filling = Mutex::new(filling);
+    // What is in place there stays as it is, so it can be read while others write.
+    let in_place = |offset: u64, buffer: &mut [u8]| {
+        let mut filling = filling.lock().expect("no panic while held");
+        filling.read(offset, buffer)
+    };
     pipeline(
-        (0..BATCHES).map(|_| Batch::default()).collect(),
-        |batch: &mut Batch| {
-            batch.chunks.clear();
-            batch.raw.clear();
-            while batch.raw.len() < BATCH
-                && let Some((number, chunk, frame)) = frames.next()?
+        (0..PIECES).map(|_| Piece::default()).collect(),
+        |piece: &mut Piece| {
+            piece.clear();
+            while piece.raw.len() < PIECE
+                && let Some((number, chunk, bytes)) = frames.next()?
             {
                 cancel.check()?;
                 if missing.contains(number) {
-                    let decoded = decoder.decode_chunk(&chunk, &[], frame, &mut raw);
-                    decoded.map_err(|error| Failure::from(&error))?;
-                    batch.raw.extend_from_slice(&raw);
-                    batch.chunks.push((number, chunk));
+                    let before = prefix
+                        .before(chunk.raw_offset, chunk.prefix_len, in_place)
+                        .map_err(|error| Failure::from(&error))?;
+                    let at = piece.raw.len();
+                    decoder
+                        .append_unverified(&chunk, before, bytes, &mut piece.raw)
+                        .map_err(|error| Failure::from(&error))?;
+                    prefix.went_by(chunk.raw_offset, &piece.raw[at..]);
+                    piece.chunks.push((number, chunk));
+                    piece.good.push(true);
                 }
             }
-            Ok(!batch.chunks.is_empty())
+            Ok(!piece.chunks.is_empty())
         },
-        |batch| batch.each(|_, chunk, raw| check_digest(chunk, raw).map_err(|e| Failure::from(&e))),
-        |batch| batch.each(|number, chunk, raw| filling.put(number, chunk, raw)),
+        |piece| {
+            piece.each(|_, chunk, raw, _| {
+                check_digest(chunk, raw).map_err(|error| Failure::from(&error))
+            })
+        },
+        |piece| {
+            let mut filling = filling.lock().expect("no panic while held");
+            piece.each(|number, chunk, raw, _| filling.put(number, chunk, raw))
+        },
     )
-}
-
-impl Batch {
-    fn each(
-        &self,
-        mut task: impl FnMut(usize, &ChunkEntry, &[u8]) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let mut rest = &self.raw[..];
-        for (number, chunk) in &self.chunks {
-            let (raw, behind) = rest.split_at(chunk.raw_len as usize);
-            task(*number, chunk, raw)?;
-            rest = behind;
-        }
-        Ok(())
-    }
 }
 
 /// The chunks of some runs as the network brings them.

@@ -13,9 +13,9 @@ use std::{
 use super::Installer;
 use crate::{
     daemon::meter::Meter,
-    image::{ChunkEntry, Header, Missing},
+    image::{ChunkEntry, Header, Missing, find::Finder, manifest::Chunking},
     platform::{
-        slot_writer::{SlotWriteError, SlotWriter, WriteReport},
+        slot_writer::{Neighbours, SlotPart, SlotSet, SlotWriteError, WriteReport},
         slots::InactiveSlot,
     },
     update::failure::Failure,
@@ -57,7 +57,7 @@ pub struct Filling<'a> {
     /// The image.
     pub header: &'a Header,
     /// The slot.
-    pub(super) target: SlotWriter,
+    pub(super) target: SlotSet,
     /// What is missing, and how far that is.
     pub(super) tally: Tally,
     /// This update wrote to the slot before.
@@ -76,11 +76,9 @@ impl<'a> Filling<'a> {
         header: &'a Header,
         slot: &InactiveSlot,
     ) -> Result<Self, Failure> {
-        let target = SlotWriter::open(slot.path()).map_err(|error| Failure::from(&error))?;
         let size = header.manifest().payload.size;
-        target
-            .check_fits(size)
-            .map_err(|error| Failure::from(&error))?;
+        let parts = [SlotPart::new(slot.path(), size)];
+        let target = SlotSet::open(&parts).map_err(|error| Failure::from(&error))?;
         let resumed = installer.meter.progress().bytes_written > 0;
         installer.meter.begin_writing(size);
         Ok(Self {
@@ -103,6 +101,18 @@ impl<'a> Filling<'a> {
         &self.tally.missing
     }
 
+    /// How the image was cut.
+    #[must_use]
+    pub fn chunking(&self) -> &'a Chunking {
+        &self.header.manifest().chunking
+    }
+
+    /// Something that looks for what is missing.
+    #[must_use]
+    pub fn finder(&self) -> Finder {
+        Finder::new(self.chunks(), self.missing())
+    }
+
     /// All chunks of the image with their numbers, in order. Borrows the image only.
     pub fn chunks(&self) -> impl Iterator<Item = (usize, ChunkEntry)> + use<'a> {
         self.header.chunks().enumerate()
@@ -114,18 +124,39 @@ impl<'a> Filling<'a> {
     /// When someone wants it to stop, or the medium fails.
     pub fn put(&mut self, number: usize, chunk: &ChunkEntry, raw: &[u8]) -> Result<(), Failure> {
         self.installer.cancel.check()?;
+        let later = Neighbours {
+            before: number > 0 && self.missing().contains(number - 1),
+            after: self.missing().contains(number + 1),
+        };
         self.target
-            .write_at(chunk.raw_offset, raw)
+            .write_piece(chunk.raw_offset, raw, later)
             .map_err(|error| Failure::from(&error))?;
-        self.wrote(number, chunk)
+        self.tally.done(number, chunk);
+        self.checkpoint(u64::from(chunk.raw_len))
     }
 
-    fn wrote(&mut self, number: usize, chunk: &ChunkEntry) -> Result<(), Failure> {
-        let length = u64::from(chunk.raw_len);
-        self.tally.done(number, chunk);
-        self.installer
-            .meter
-            .set_written(self.target.bytes_written());
+    /// Makes the hole that the chunks of `hole` are, one after the other. What is zeros already stays as it is.
+    ///
+    /// # Errors
+    /// As [`Filling::put`].
+    pub fn put_hole(&mut self, hole: &[(usize, ChunkEntry)]) -> Result<(), Failure> {
+        let Some((_, first)) = hole.first() else {
+            return Ok(());
+        };
+        self.installer.cancel.check()?;
+        let length = hole.iter().map(|(_, chunk)| u64::from(chunk.raw_len)).sum();
+        self.target
+            .zero_at(first.raw_offset, length)
+            .map_err(|error| Failure::from(&error))?;
+        for (number, chunk) in hole {
+            self.tally.found(*number, chunk);
+        }
+        self.checkpoint(length)
+    }
+
+    /// `length` bytes more are in place: syncs when it is time to.
+    fn checkpoint(&mut self, length: u64) -> Result<(), Failure> {
+        self.installer.meter.set_wear(&self.target.report());
         self.since_sync += length;
         if self.since_sync >= CHECKPOINT || self.synced.elapsed() >= CHECKPOINT_TIME {
             self.target.sync().map_err(|error| Failure::from(&error))?;
@@ -146,14 +177,17 @@ impl<'a> Filling<'a> {
     ///
     /// # Errors
     /// When the medium fails.
+    ///
+    /// # Panics
+    /// When something is missing.
     pub fn finish(self) -> Result<WriteReport, Failure> {
-        debug_assert!(self.missing().is_empty(), "a chunk was forgotten");
+        assert!(self.missing().is_empty(), "a chunk was forgotten");
         self.installer.cancel.check()?;
         let report = self
             .target
             .finish()
             .map_err(|error| Failure::from(&error))?;
-        self.installer.meter.set_written(report.bytes_written);
+        self.installer.meter.set_wear(&report);
         Ok(report)
     }
 }

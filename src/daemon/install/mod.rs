@@ -10,8 +10,11 @@ pub mod delta;
 pub mod error;
 pub mod fetch;
 pub mod filling;
+pub mod piece;
 pub mod pipeline;
 pub mod plain;
+pub mod prefix;
+pub mod reuse;
 pub mod scan;
 
 use std::{
@@ -30,7 +33,7 @@ use crate::{
     config::TrustConfig,
     image::{
         DetachedSignatures, ImageKind, ManifestFrame, PlainError, PlainKind, TrustStore,
-        VerifiedManifest, plain::DETECT_LEN,
+        VerifiedManifest, delta::OldPayload, plain::DETECT_LEN,
     },
     platform::{fetch::Fetcher, slot_writer::read_back, slots::InactiveSlot},
     update::{
@@ -47,8 +50,8 @@ pub struct Installer {
     pub fetcher: Fetcher,
     /// Most requests at a time.
     pub connections: usize,
-    /// The running slot, if it is known what was installed in it.
-    pub running: Option<delta::Running>,
+    /// What was installed in the running slot, if that is known.
+    pub installed: Option<OldPayload>,
     /// Whom to trust.
     pub trust: TrustConfig,
     /// Counts.

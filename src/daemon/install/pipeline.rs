@@ -49,8 +49,14 @@ pub fn pipeline<T: Send>(
             step(&from, &to, |item| work(item).map(|()| true), &fail);
         });
         // Moved in, so that they are gone, and the others wake up, when this ends early.
-        let (from, to) = (to_consume, give_back);
-        step(&from, &to, |item| consume(item).map(|()| true), &fail);
+        let (to_consume, give_back) = (to_consume, give_back);
+        for mut item in to_consume {
+            if let Err(failure) = consume(&mut item) {
+                return fail(failure);
+            }
+            // When nobody fills any more there are still filled ones.
+            let _ = give_back.send(item);
+        }
     });
     first.into_inner().map_or(Ok(()), Err)
 }
@@ -98,6 +104,8 @@ mod tests {
                 Ok(())
             },
             |item| {
+                // The others are done long before.
+                thread::sleep(std::time::Duration::from_millis(1));
                 seen.push(*item);
                 Ok(())
             },

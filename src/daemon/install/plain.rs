@@ -58,7 +58,7 @@ pub fn install(
     }
     installer.cancel.check()?;
     let report = writer.finish().map_err(|error| Failure::from(&error))?;
-    installer.meter.set_written(report.bytes_written);
+    installer.meter.set_wear(&report);
     Ok(content)
 }
 
@@ -110,7 +110,7 @@ fn fill(
         }
         size += length;
         installer.meter.set_done(size);
-        installer.meter.set_written(writer.bytes_written());
+        installer.meter.set_wear(&writer.report());
         if since_sync >= CHECKPOINT {
             writer.sync().map_err(|error| Failure::from(&error))?;
             since_sync = 0;

@@ -4,10 +4,10 @@
 //! Reads and hashes overlap. What cannot be read counts as missing: writing is how a bad sector heals. A slot
 //! of which a sample of chunks spread all over it matches in none is not read as a whole.
 
-use super::{filling::Filling, pipeline::pipeline};
+use super::{filling::Filling, piece::Piece, pipeline::pipeline};
 use crate::{
     image::{ChunkEntry, check_digest},
-    platform::slot_writer::SlotWriter,
+    platform::slot_writer::SlotSet,
     update::failure::Failure,
 };
 
@@ -15,40 +15,36 @@ use crate::{
 const PIECE: usize = 1 << 20;
 /// Pieces under way.
 const PIECES: usize = 3;
+/// Chunks of a hole that are made at once, so that stopping does not take long.
+const HOLE_CHUNKS: usize = 64;
 /// One chunk is looked at in so many bytes, to see whether the slot holds anything of the image. Half of what a
 /// restart may cost: what was written before an interruption is found.
 const SAMPLE_STEP: u64 = 16 << 20;
 /// At least so many chunks are looked at.
 const SAMPLES: u64 = 64;
 
-/// Consecutive chunks of the slot.
-#[derive(Default)]
-struct Piece {
-    chunks: Vec<(usize, ChunkEntry)>,
-    bytes: Vec<u8>,
-    /// Which of them could be read, then which hold what they should.
-    good: Vec<bool>,
-}
-
 /// Finds the chunks that are in place.
 ///
 /// # Errors
 /// When someone wants it to stop.
 pub fn scan(filling: &mut Filling<'_>) -> Result<(), Failure> {
+    holes(filling)?;
     if !filling.resumed && !holds_something(filling)? {
         tracing::debug!("the slot holds nothing of the image");
         return Ok(());
     }
-    let mut chunks = filling.chunks();
-    let pool = (0..PIECES).map(|_| Piece::default()).collect();
+    let mut chunks = filling
+        .chunks()
+        .filter(|(_, chunk)| !chunk.zeros)
+        .peekable();
     let cancel = &filling.installer.cancel;
     let (target, tally) = (&mut filling.target, &mut filling.tally);
     pipeline(
-        pool,
+        (0..PIECES).map(|_| Piece::default()).collect(),
         |piece: &mut Piece| {
             cancel.check()?;
-            piece.take(&mut chunks);
-            piece.read(target);
+            take(piece, &mut chunks);
+            read(piece, target);
             Ok(!piece.chunks.is_empty())
         },
         |piece| {
@@ -56,17 +52,29 @@ pub fn scan(filling: &mut Filling<'_>) -> Result<(), Failure> {
             Ok(())
         },
         |piece| {
-            for ((number, chunk), _) in piece
-                .chunks
-                .iter()
-                .zip(&piece.good)
-                .filter(|(_, good)| **good)
-            {
-                tally.found(*number, chunk);
-            }
-            Ok(())
+            piece.each(|number, chunk, _, good| {
+                if good {
+                    tally.found(number, chunk);
+                }
+                Ok(())
+            })
         },
     )
+}
+
+/// Makes the image's holes, without reading what the slot holds where it knows better.
+fn holes(filling: &mut Filling<'_>) -> Result<(), Failure> {
+    let mut hole: Vec<(usize, ChunkEntry)> = Vec::new();
+    for (number, chunk) in filling.chunks() {
+        if chunk.zeros {
+            hole.push((number, chunk));
+        }
+        if !chunk.zeros || hole.len() == HOLE_CHUNKS {
+            filling.put_hole(&hole)?;
+            hole.clear();
+        }
+    }
+    filling.put_hole(&hole)
 }
 
 /// Looks at chunks all over the slot until one is in place.
@@ -75,7 +83,7 @@ fn holds_something(filling: &mut Filling<'_>) -> Result<bool, Failure> {
     let step = (size / SAMPLES).clamp(1, SAMPLE_STEP);
     let (mut next, mut raw) = (0, Vec::new());
     for (_, chunk) in filling.chunks() {
-        if chunk.raw_offset < next {
+        if chunk.zeros || chunk.raw_offset < next {
             continue;
         }
         filling.installer.cancel.check()?;
@@ -90,42 +98,35 @@ fn holds_something(filling: &mut Filling<'_>) -> Result<bool, Failure> {
     Ok(false)
 }
 
-impl Piece {
-    /// Becomes the next chunks, about [`PIECE`] bytes of them; none at the end.
-    fn take(&mut self, chunks: &mut impl Iterator<Item = (usize, ChunkEntry)>) {
-        self.chunks.clear();
-        let mut length = 0;
-        while length < PIECE
-            && let Some((number, chunk)) = chunks.next()
-        {
-            length += chunk.raw_len as usize;
-            self.chunks.push((number, chunk));
-        }
-        self.bytes.resize(length, 0);
+/// Fills `piece` with the next chunks, about [`PIECE`] bytes that lie together; none at the end.
+fn take(
+    piece: &mut Piece,
+    chunks: &mut std::iter::Peekable<impl Iterator<Item = (usize, ChunkEntry)>>,
+) {
+    piece.clear();
+    let (mut length, mut end) = (0, None);
+    while length < PIECE
+        && let Some((number, chunk)) =
+            chunks.next_if(|(_, chunk)| end.is_none_or(|end| end == chunk.raw_offset))
+    {
+        length += chunk.raw_len as usize;
+        end = Some(chunk.raw_offset + u64::from(chunk.raw_len));
+        piece.chunks.push((number, chunk));
     }
+    piece.raw.resize(length, 0);
+}
 
-    /// Reads them at once, or, when that fails, each for itself.
-    fn read(&mut self, target: &mut SlotWriter) {
-        let Some((_, first)) = self.chunks.first() else {
-            return;
-        };
-        let readable = target.read_at(first.raw_offset, &mut self.bytes).is_ok();
-        self.good.clear();
-        let mut rest = &mut self.bytes[..];
-        for (_, chunk) in &self.chunks {
-            let (bytes, behind) = rest.split_at_mut(chunk.raw_len as usize);
-            let good = readable || target.read_at(chunk.raw_offset, bytes).is_ok();
-            self.good.push(good);
-            rest = behind;
-        }
-    }
-
-    fn check(&mut self) {
-        let mut rest = &self.bytes[..];
-        for ((_, chunk), good) in self.chunks.iter().zip(&mut self.good) {
-            let (bytes, behind) = rest.split_at(chunk.raw_len as usize);
-            *good = *good && check_digest(chunk, bytes).is_ok();
-            rest = behind;
-        }
+/// Reads the chunks of `piece` at once, or, when that fails, each for itself.
+fn read(piece: &mut Piece, target: &mut SlotSet) {
+    let Some((_, first)) = piece.chunks.first() else {
+        return;
+    };
+    let readable = target.read_at(first.raw_offset, &mut piece.raw).is_ok();
+    let mut rest = &mut piece.raw[..];
+    for (_, chunk) in &piece.chunks {
+        let (raw, behind) = rest.split_at_mut(chunk.raw_len as usize);
+        let good = readable || target.read_at(chunk.raw_offset, raw).is_ok();
+        piece.good.push(good);
+        rest = behind;
     }
 }

@@ -111,6 +111,37 @@ fn a_download_is_reported_as_the_samples_do() {
 }
 
 #[test]
+fn what_the_medium_suffered_is_said_once_at_the_end() {
+    let wear = |stage, wear| {
+        let mut status = updating(stage);
+        status.update.as_mut().unwrap().progress.wear = wear;
+        reported(&status)["iothubDM"]["firmwareUpdate"]["wear"].clone()
+    };
+    let some = Wear {
+        bytes_skipped: 8192,
+        bytes_discarded: 1 << 30,
+        writes: 12,
+        syncs: 4,
+        ..Wear::default()
+    };
+    assert_eq!(wear(Stage::Downloading, some), Value::Null);
+    assert_eq!(
+        wear(Stage::ApplyComplete, some),
+        json!({
+            "bytesSkipped": 8192, "bytesZeroed": 0, "bytesDiscarded": 1 << 30, "bytesUnreadable": 0,
+            "writes": 12, "syncs": 4
+        })
+    );
+    assert_eq!(
+        wear(Stage::ApplyFailed, some)["writes"],
+        json!(12),
+        "a failed update wears too"
+    );
+    // Refused before anything was written.
+    assert_eq!(wear(Stage::DownloadFailed, Wear::default()), Value::Null);
+}
+
+#[test]
 fn each_stage_has_the_words_of_both_contracts() {
     let words = STAGES.map(|stage| {
         let document = reported(&updating(stage));

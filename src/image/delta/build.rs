@@ -164,7 +164,11 @@ pub fn build(
             levels.end()
         )));
     }
-    let scanned = scan(old, size, header, progress)?;
+    let Scanned {
+        sha256,
+        held,
+        index,
+    } = scan(old, size, header, progress)?;
     let mut table = TableBuilder::default();
     let raw = thread::scope(|scope| {
         let depth = options.threads.get() * PATCHES_PER_THREAD;
@@ -173,7 +177,7 @@ pub fn build(
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..options.threads.get() {
             let jobs = Arc::clone(&jobs);
-            let index = &scanned.index;
+            let index = &index;
             scope.spawn(move || make_patches(&jobs, old, index, options.level));
         }
         // The workers hold the only ends now: when they are gone the reader notices.
@@ -186,7 +190,7 @@ pub fn build(
             job: None,
             raw: 0,
         };
-        let read = read_missing(header, new, &scanned.held, &mut groups, &mut |done| {
+        let read = read_missing(header, new, held, &mut groups, &mut |done| {
             progress(size + done);
         });
         let raw = groups.raw;
@@ -195,10 +199,7 @@ pub fn build(
         // The reader stops early when the writer failed, and then has no error of its own.
         read.and(written).map(|()| raw)
     })?;
-    let old = OldPayload {
-        size,
-        sha256: scanned.sha256,
-    };
+    let old = OldPayload { size, sha256 };
     let head = table
         .finish(&old, header.digest())
         .map_err(|error| ImageError::Build(format!("the delta is too large: {error}")))?;
@@ -299,11 +300,9 @@ struct Groups {
 impl Groups {
     /// False when nobody wants more: the writer failed and says why.
     fn add(&mut self, number: usize, raw: &[u8]) -> bool {
-        if self
-            .job
-            .as_ref()
-            .is_some_and(|(_, before)| before.len() + raw.len() > GROUP)
-            && !self.send()
+        if self.job.as_ref().is_some_and(|(_, before)| {
+            before.len() + raw.len() > super::similar::tune("GROUP", GROUP as u64) as usize
+        }) && !self.send()
         {
             return false;
         }
@@ -329,7 +328,7 @@ impl Groups {
 fn read_missing(
     header: &Header,
     new: &mut impl Read,
-    held: &HashSet<ChunkDigest>,
+    mut held: HashSet<ChunkDigest>,
     groups: &mut Groups,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), ImageError> {
@@ -344,7 +343,8 @@ fn read_missing(
         let prefix = before.len() - chunk.prefix_len as usize;
         decoder.decode_chunk(&chunk, &before[prefix..], &frame, &mut raw)?;
         keep_last(&mut before, &raw, header.index().max_prefix());
-        if !chunk.zeros && !held.contains(&chunk.digest) && !groups.add(number, &raw) {
+        // What occurs again, a device copies.
+        if !chunk.zeros && held.insert(chunk.digest) && !groups.add(number, &raw) {
             break;
         }
         progress(chunk.raw_offset + u64::from(chunk.raw_len));
@@ -390,7 +390,7 @@ fn make_patch(
     level: i32,
     raw: &[u8],
 ) -> Result<(Vec<Region>, Vec<u8>), ImageError> {
-    let regions = index.similar(raw, DICTIONARY);
+    let regions = index.similar(raw, super::similar::tune("DICT", DICTIONARY));
     debug_assert!(regions.len() <= MAX_REGIONS);
     let mut dictionary = Vec::new();
     for region in &regions {

@@ -3,7 +3,7 @@
 use std::io;
 
 /// Alignment of every buffer: at least any device's demand on memory and any logical block size.
-pub(super) const BUFFER_ALIGN: usize = 4096;
+pub(in crate::platform) const BUFFER_ALIGN: usize = 4096;
 
 /// Bytes at offsets, past any cache. Implemented by real files and devices, and in tests by one that
 /// fails, loses power or has a bad sector on demand.
@@ -21,12 +21,20 @@ pub(super) trait Medium: Send {
     /// Writes all of `buf` at `offset`. Durable only after [`Medium::sync`].
     fn write(&mut self, offset: u64, buf: &[u8]) -> io::Result<()>;
 
+    /// Makes `length` bytes from `offset`, multiples of [`Medium::block`], zeros without their being written,
+    /// if the medium can; false: it cannot, and nothing was changed. Durable only after [`Medium::sync`].
+    fn zero(&mut self, offset: u64, length: u64) -> io::Result<bool>;
+
+    /// Where, from `offset` up to `end`, the first byte may be that is not zero, as far as that is known
+    /// without reading; `end`: there is none.
+    fn next_data(&mut self, offset: u64, end: u64) -> u64;
+
     /// Everything written so far is on the medium, not in any cache, when this returns `Ok`.
     fn sync(&mut self) -> io::Result<()>;
 }
 
 /// A zeroed buffer that starts at a multiple of [`BUFFER_ALIGN`].
-pub(super) struct AlignedBuf {
+pub(in crate::platform) struct AlignedBuf {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
@@ -34,7 +42,7 @@ pub(super) struct AlignedBuf {
 
 impl AlignedBuf {
     /// A buffer of `len` zeros.
-    pub(super) fn new(len: usize) -> Self {
+    pub(in crate::platform) fn new(len: usize) -> Self {
         // Allocated with room to slide the start up to the boundary; never reallocated afterwards.
         let bytes = vec![0; len + BUFFER_ALIGN];
         let start = bytes.as_ptr().align_offset(BUFFER_ALIGN);

@@ -4,12 +4,14 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     sync::{Arc, Mutex},
 };
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::update::failure::Coded;
 
 const SECTOR: usize = 512;
 
@@ -32,6 +34,8 @@ struct State {
 struct FakeDisk {
     state: Arc<Mutex<State>>,
     block: usize,
+    /// Whether it zeroes by itself.
+    zeroes: bool,
 }
 
 impl FakeDisk {
@@ -43,6 +47,7 @@ impl FakeDisk {
         Self {
             state: Arc::new(Mutex::new(state)),
             block,
+            zeroes: true,
         }
     }
 
@@ -131,6 +136,19 @@ impl Medium for FakeDisk {
             start += sector.len();
         }
         done
+    }
+
+    fn zero(&mut self, offset: u64, length: u64) -> io::Result<bool> {
+        if !self.zeroes {
+            return Ok(false);
+        }
+        let zeros = AlignedBuf::new(at(length));
+        self.write(offset, &zeros)?;
+        Ok(true)
+    }
+
+    fn next_data(&mut self, offset: u64, _end: u64) -> u64 {
+        offset
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -337,6 +355,7 @@ fn a_head_found_right_in_place_is_restored_when_something_else_differs() {
     writer.read_at(0, &mut held).unwrap();
     assert_eq!(held, new[..150_000]);
     writer.write_at(500_001, &new[500_001..500_002]).unwrap();
+    writer.sync().unwrap();
     assert!(disk.contents()[..at(HEAD_BYTES)].iter().all(|b| *b == 0));
     // Reading goes on to show the slot as it will be.
     writer.read_at(0, &mut held).unwrap();

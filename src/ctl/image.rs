@@ -6,6 +6,7 @@
 //! are replaced as a whole or not at all.
 
 mod build;
+mod delta;
 mod diff;
 mod input;
 mod keys;
@@ -36,6 +37,8 @@ pub enum ImageCommand {
     Keygen(KeygenArgs),
     /// Build an image from a root file system
     Build(BuildArgs),
+    /// Make a delta: a small file beside NEW for devices that run OLD
+    Delta(DeltaArgs),
     /// Add a signature to an image, or write one beside a plain image (FILE.minisig)
     Sign(SignArgs),
     /// Write the signed bytes (the manifest), for signing elsewhere
@@ -111,6 +114,30 @@ pub struct BuildArgs {
     /// File for the image; replaced if it exists
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
+    /// Older images that devices run: makes a delta from each, beside the new image
+    #[arg(long, value_name = "OLD", num_args = 1..)]
+    base: Vec<PathBuf>,
+}
+
+/// `delta`.
+#[derive(Debug, Args)]
+pub struct DeltaArgs {
+    /// What the devices run: an image, or the raw file or block device that was installed
+    old: PathBuf,
+    /// Image to be installed
+    new: PathBuf,
+    /// File for the delta; replaced if it exists [default: where devices look for it, NEW.from-DIGITS.delta]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// zstd level, up to 22
+    #[arg(long, default_value_t = crate::image::delta::build::DEFAULT_LEVEL, allow_negative_numbers = true)]
+    level: i32,
+    /// Threads that compress [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
+    /// Result as one JSON document
+    #[arg(long)]
+    json: bool,
 }
 
 /// `sign`.
@@ -261,6 +288,7 @@ pub fn run(command: ImageCommand) -> ExitCode {
     let result = match command {
         ImageCommand::Keygen(args) => keys::keygen(&args),
         ImageCommand::Build(args) => build::build(&args),
+        ImageCommand::Delta(args) => delta::delta(&args),
         ImageCommand::Sign(args) => sign::sign(&args),
         ImageCommand::Manifest(args) => show::manifest(&args),
         ImageCommand::Verify(args) => show::verify(&args),

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    image::delta::OldPayload,
     platform::{fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
     update::{
         failure::{Class, Failure},
@@ -84,6 +85,8 @@ struct Run {
     generation: u64,
     /// What a reboot is for.
     purpose: Purpose,
+    /// What was installed in the running slot, if that is known.
+    installed: Option<OldPayload>,
 }
 
 impl Actions {
@@ -173,6 +176,13 @@ impl Actions {
             State::RollingBack { .. } => Purpose::Rollback,
             _ => Purpose::Request,
         };
+        let running = saved.slots.get(&context.board.booted.slot);
+        let installed = running
+            .and_then(|record| record.content)
+            .map(|content| OldPayload {
+                size: content.size,
+                sha256: content.sha256,
+            });
         let run = Run {
             context,
             meter,
@@ -180,6 +190,7 @@ impl Actions {
             say,
             generation,
             purpose,
+            installed,
         };
         let ending = self.ending.take();
         let memory = (
@@ -315,6 +326,7 @@ impl Run {
         Installer {
             fetcher: self.context.fetcher.clone(),
             connections: self.context.config.fetch.connections,
+            installed: self.installed,
             trust: self.context.config.trust.clone(),
             meter: self.meter.clone(),
             cancel: self.cancel.clone(),

@@ -86,6 +86,8 @@ pub struct SlotRecord {
     pub state: SlotState,
     /// The version in it.
     pub version: Option<String>,
+    /// What was written when it was installed, if that is known: a static delta starts from there.
+    pub content: Option<Content>,
 }
 
 /// An image that booted and was not confirmed.
@@ -143,6 +145,9 @@ impl Saved {
                 let epoch = finished.image.as_ref().map_or(0, |i| i.security_epoch);
                 self.security_epoch = self.security_epoch.max(epoch);
                 self.set_slot(finished.job.target, SlotState::Good, version);
+                if let Some(slot) = self.slots.get_mut(&finished.job.target) {
+                    slot.content = finished.content;
+                }
             }
             (Stage::ApplyFailed, Some(Content { sha256, .. })) => {
                 if let Some(failure) = &finished.failure
@@ -208,9 +213,17 @@ impl Saved {
         self.known_bad.push(bad);
     }
 
-    /// Records what is known of `slot`.
+    /// Records what is known of `slot`; what was in it before counts no longer.
     pub fn set_slot(&mut self, slot: Slot, state: SlotState, version: Option<String>) {
-        self.slots.insert(slot, SlotRecord { state, version });
+        let content = None;
+        self.slots.insert(
+            slot,
+            SlotRecord {
+                state,
+                version,
+                content,
+            },
+        );
     }
 
     /// Both slots as shown outside, the update under way included.

@@ -193,6 +193,30 @@ impl Source {
         })
     }
 
+    /// A file beside this one, whose name is that of this one and `suffix`.
+    #[must_use]
+    pub fn beside(&self, suffix: &str) -> Self {
+        let line = &self.line;
+        let uri = line.uri.beside(suffix);
+        Self {
+            runtime: self.runtime.clone(),
+            line: Arc::new(Line {
+                fetcher: line.fetcher.clone(),
+                uri,
+                meter: line.meter.clone(),
+                cancel: line.cancel.clone(),
+                seen: Mutex::new(None),
+            }),
+            failure: Arc::default(),
+        }
+    }
+
+    /// Keeps `failure` for whoever explains the error that stands for it.
+    pub fn put_back(&self, failure: Failure) -> io::Error {
+        self.keep(failure);
+        io::Error::other("the download failed")
+    }
+
     fn has_failed(&self) -> bool {
         self.failure.lock().expect("no panic while held").is_some()
     }

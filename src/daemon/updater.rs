@@ -287,6 +287,7 @@ impl Updater {
         let running = || super::saved::SlotRecord {
             state: SlotState::Good,
             version: os_version(&self.config.control.os_release),
+            content: None,
         };
         let slots = &mut self.saved.slots;
         slots.entry(board.booted.slot).or_insert_with(running);

@@ -39,6 +39,7 @@ pub mod build;
 pub mod check;
 pub mod chunk;
 pub mod cut;
+pub mod delta;
 pub mod error;
 pub mod find;
 mod frame;

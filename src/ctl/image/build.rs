@@ -17,7 +17,7 @@ use crate::image::{
 };
 
 use super::{
-    BuildArgs, CommandError, keys,
+    BuildArgs, CommandError, delta, keys,
     output::{self, Output},
     print, progress_bar,
 };
@@ -78,7 +78,16 @@ pub(super) fn build(args: &BuildArgs) -> Result<(), CommandError> {
         HumanBytes(size),
         built.manifest().index.chunks,
     );
-    print(text.as_bytes())
+    print(text.as_bytes())?;
+    for old in &args.base {
+        let wish = delta::Wish {
+            level: crate::image::delta::build::DEFAULT_LEVEL,
+            threads: args.threads,
+        };
+        let made = delta::make(old, &args.output, None, &wish)?;
+        print(made.as_text().as_bytes())?;
+    }
+    Ok(())
 }
 
 /// A signature by `key`, with what it is for in its trusted comment.
@@ -126,7 +135,7 @@ fn default_time() -> Result<Timestamp, CommandError> {
 }
 
 /// The input and its size in bytes: of a regular file or a block device.
-fn open(path: &Path, target: &'static str) -> Result<Part<File>, CommandError> {
+pub(super) fn open(path: &Path, target: &'static str) -> Result<Part<File>, CommandError> {
     let failed = || CommandError::file("read", path);
     let mut file = File::open(path).map_err(failed())?;
     let kind = file.metadata().map_err(failed())?.file_type();

@@ -2,11 +2,11 @@
 //! network.
 //!
 //! Four stages work off one list of missing chunks, each leaving less to the next: [`super::scan`] finds
-//! what is in place, [`super::reuse`] copies what the device has elsewhere, a static delta makes what it can, and
-//! [`super::fetch`] downloads the rest. Every chunk is verified by its signed digest before it is written, wherever
-//! it comes from.
+//! what is in place, [`super::reuse`] copies what the device has elsewhere, [`super::delta`] makes what a static
+//! delta can, and [`super::fetch`] downloads the rest. Every chunk is verified by its signed digest before it is
+//! written, wherever it comes from.
 
-use super::{Hashed, Installer, Start, fetch, filling::Filling, reuse, scan};
+use super::{Hashed, Installer, Start, delta, fetch, filling::Filling, reuse, scan};
 use crate::{
     daemon::source::Source,
     image::Header,
@@ -38,6 +38,7 @@ pub fn install(
         }
         None => {
             drop(start);
+            delta::apply(&mut filling, source, slot.running())?;
             fetch::fetch(&mut filling, source, installer.connections)?;
         }
     }

@@ -6,6 +6,7 @@
 //! ([`crate::platform::slot_writer::SlotWriter`] sees to it), and only when all else was right.
 
 pub mod chunks;
+pub mod delta;
 pub mod error;
 pub mod fetch;
 pub mod filling;
@@ -32,7 +33,7 @@ use crate::{
     config::TrustConfig,
     image::{
         DetachedSignatures, ImageKind, ManifestFrame, PlainError, PlainKind, TrustStore,
-        VerifiedManifest, plain::DETECT_LEN,
+        VerifiedManifest, delta::OldPayload, plain::DETECT_LEN,
     },
     platform::{fetch::Fetcher, slot_writer::read_back, slots::InactiveSlot},
     update::{
@@ -49,6 +50,8 @@ pub struct Installer {
     pub fetcher: Fetcher,
     /// Most requests at a time.
     pub connections: usize,
+    /// What was installed in the running slot, if that is known.
+    pub installed: Option<OldPayload>,
     /// Whom to trust.
     pub trust: TrustConfig,
     /// Counts.

@@ -52,7 +52,10 @@ pub fn reuse(filling: &mut Filling<'_>, running: &[PathBuf]) -> Result<(), Failu
 }
 
 /// Chunks that occur twice in the image, and are in place once.
-fn twins(filling: &mut Filling<'_>) -> Result<(), Failure> {
+///
+/// # Errors
+/// As [`reuse`].
+pub fn twins(filling: &mut Filling<'_>) -> Result<(), Failure> {
     let mut finder = filling.finder();
     for (number, chunk) in filling.chunks() {
         if !chunk.zeros && !filling.missing().contains(number) {

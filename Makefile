@@ -25,6 +25,11 @@ bench-hub: ## Measure the hub connection: traffic, wake-ups, memory (as root), a
 	@cargo bench --locked --bench hub_cost
 	@cargo bench --locked --bench hub_scale
 
+.PHONY: bench-install
+bench-install: ## Measure installations beside dd, curl, RAUC, SWUpdate, casync, zchunk, bita (as root, half an hour; ARGS="--help")
+	@tests/bench/pairs.sh
+	@cargo bench --locked --bench install -- $(ARGS)
+
 .PHONY: lint
 lint: ## Format, clippy and dependency checks only
 	@tests/run.sh --lint

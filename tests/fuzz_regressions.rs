@@ -45,8 +45,9 @@ macro_rules! targets {
 
 targets! {
     connection_string at "fuzz/fuzz_targets/connection_string.rs",
-    corrupted at "fuzz/fuzz_targets/corrupted.rs",
+    chunk at "fuzz/fuzz_targets/chunk.rs",
     cutter at "fuzz/fuzz_targets/cutter.rs",
+    damaged at "fuzz/fuzz_targets/damaged.rs",
     header at "fuzz/fuzz_targets/header.rs",
     hub_messages at "fuzz/fuzz_targets/hub_messages.rs",
     hub_twin at "fuzz/fuzz_targets/hub_twin.rs",

@@ -26,11 +26,11 @@ const MIB: u64 = 1 << 20;
 const MOST: u64 = 64 * MIB;
 const MEDIAN: u64 = 32 * MIB;
 /// Large enough for an interruption that throws everything away to be found out.
-const SIZE: u64 = 128 * MIB;
+const SIZE: u64 = 96 * MIB;
 /// An image for what does not depend on the size.
 const SMALL: u64 = 16 * MIB;
 /// Kills of one update; then it may end in peace.
-const KILLS_EACH: u64 = 17;
+const KILLS_EACH: u64 = 25;
 
 /// Parts of a file, ascending, none touching the next.
 #[derive(Debug, Default, Clone)]
@@ -151,7 +151,7 @@ async fn a_kill_or_power_cut_costs_at_most_the_distance_of_two_checkpoints() {
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(dir.path()).await;
-    let image = rig.build("2.0.0", noise(SIZE as usize, seed), &[]);
+    let image = rig.build("2.0.0", noise(SIZE as usize, seed), &["--chunk-size", "64K"]);
     let uri = rig.serve(&image);
     let (mut costs, mut stages) = (Vec::new(), BTreeMap::new());
     for life in 0.. {

@@ -15,7 +15,7 @@ use super::{
     admission::{Device, admit},
     board::Board,
     health,
-    install::Installer,
+    install::{Inspected, Installer},
     meter::{Cancel, Canceller, Meter, cancellation},
     policy,
     saved::Saved,
@@ -53,6 +53,7 @@ pub enum Report {
 pub struct Actions {
     context: Option<Arc<Context>>,
     meter: Arc<Meter>,
+    inspected: Inspected,
     reports: mpsc::UnboundedReceiver<(u64, Report)>,
     sender: mpsc::UnboundedSender<(u64, Report)>,
     generation: u64,
@@ -80,6 +81,7 @@ pub struct Context {
 struct Run {
     context: Arc<Context>,
     meter: Arc<Meter>,
+    inspected: Inspected,
     cancel: Cancel,
     say: mpsc::UnboundedSender<(u64, Report)>,
     generation: u64,
@@ -96,6 +98,7 @@ impl Actions {
         Self {
             context: None,
             meter,
+            inspected: Inspected::default(),
             reports,
             sender,
             generation: 0,
@@ -163,6 +166,10 @@ impl Actions {
 
     /// Starts `action`. [`Action::Finish`] is the updater's own.
     pub fn start(&mut self, action: Action, saved: &Saved) {
+        if !matches!(action, Action::DisableSlot(_) | Action::WriteSlot(_)) {
+            // A header is of use only between the check and the download that follows it.
+            self.inspected.lock().expect("no panic while held").take();
+        }
         let Some(context) = self.context.clone() else {
             return;
         };
@@ -186,6 +193,7 @@ impl Actions {
         let run = Run {
             context,
             meter,
+            inspected: self.inspected.clone(),
             cancel,
             say,
             generation,
@@ -333,6 +341,7 @@ impl Run {
             trust: self.context.config.trust.clone(),
             meter: self.meter.clone(),
             cancel: self.cancel.clone(),
+            inspected: self.inspected.clone(),
         }
     }
 

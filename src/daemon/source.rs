@@ -7,7 +7,10 @@ use std::{
     collections::VecDeque,
     io::{self, Read},
     ops::Range,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use bytes::{Buf, Bytes};
@@ -28,7 +31,7 @@ use crate::{
 
 /// What may lie between downloads and installer, all of them together: this many pieces, each of at most so many
 /// bytes. The HTTP library hands out whatever has arrived, which on a fast line is hundreds of KiB at a time.
-const QUEUE: usize = 64;
+const QUEUE: usize = 32;
 const PIECE: usize = 64 << 10;
 /// First and largest piece of a header, bytes. The index of a 1 GiB image has some 160 KiB.
 const FIRST_WINDOW: u64 = 64 << 10;
@@ -39,6 +42,8 @@ pub struct Source {
     line: Arc<Line>,
     runtime: Handle,
     failure: Arc<Mutex<Option<Failure>>>,
+    /// Where the windows of a header end at the latest.
+    header_end: AtomicU64,
 }
 
 /// What downloads share.
@@ -50,8 +55,9 @@ struct Line {
     seen: Mutex<Option<Seen>>,
 }
 
-#[derive(Clone)]
-struct Seen {
+/// Which version of the file was seen, and what its server can.
+#[derive(Debug, Clone)]
+pub struct Seen {
     validator: Validator,
     total: Option<u64>,
     ranges: bool,
@@ -61,20 +67,37 @@ struct Seen {
 type Pieces = mpsc::Sender<Result<Bytes, Failure>>;
 
 impl Source {
-    /// A source whose downloads run on the present runtime.
-    pub fn new(fetcher: Fetcher, uri: PackageUri, meter: Arc<Meter>, cancel: Cancel) -> Self {
+    /// A source whose downloads run on the present runtime. `seen`: the version that must be there still.
+    pub fn new(
+        fetcher: Fetcher,
+        uri: PackageUri,
+        meter: Arc<Meter>,
+        cancel: Cancel,
+        seen: Option<Seen>,
+    ) -> Self {
         let line = Line {
             fetcher: fetcher.afresh(),
             uri,
             meter,
             cancel,
-            seen: Mutex::new(None),
+            seen: Mutex::new(seen),
         };
         Self {
             line: Arc::new(line),
             runtime: Handle::current(),
             failure: Arc::default(),
+            header_end: AtomicU64::new(u64::MAX),
         }
+    }
+
+    /// The version of the file that readers read, once the server said it.
+    pub fn seen(&self) -> Option<Seen> {
+        self.line.seen()
+    }
+
+    /// The header ends at byte `end`: nothing behind it is asked for by [`Source::read_in_windows`].
+    pub fn header_ends(&self, end: u64) {
+        self.header_end.store(end, Relaxed);
     }
 
     /// Reads the file from byte `start` up to `end` (exclusive), or to its end. Blocks until the server
@@ -350,7 +373,8 @@ impl Read for Windows<'_> {
             // A server without ranges sends everything anyway: once more, then, and not again for each
             // window.
             let windows = start == 0 || self.source.supports_ranges();
-            let end = windows.then_some(start + self.window);
+            let most = self.source.header_end.load(Relaxed).max(start + 1);
+            let end = windows.then_some((start + self.window).min(most));
             let reader = self.source.read(start, end).map_err(|failure| {
                 self.source.keep(failure);
                 io::Error::other("the download failed")

@@ -86,7 +86,7 @@ pub enum SlotsError {
         partitions: String,
     },
     /// Both slots are one.
-    #[error("two partitions of the slots are the same device ({}); give each slot its own", .0.display())]
+    #[error("two partitions of the slots are the same device ({}); give each slot its own partition", .0.display())]
     SameDevice(PathBuf),
     /// Neither slot runs.
     #[error("neither slot holds the running root file system (device {root}): slot a is {}, slot b is {}; correct slots.a.rootfs and slots.b.rootfs", .a.display(), .b.display())]

@@ -11,33 +11,30 @@ use crate::{
     daemon::source::Source,
     image::Header,
     platform::slots::InactiveSlot,
-    update::{failure::Failure, machine::Content, request::Request},
+    update::{digest::Sha256, failure::Failure, machine::Content},
 };
 
-/// Writes what is missing; `start` stands behind the header.
+/// Writes what is missing. `whole`: the file, read up to its first chunk, and the digest that all of it must have.
 ///
 /// # Errors
 /// Any failure of download, verification or medium.
 pub fn install(
     installer: &Installer,
-    request: &Request,
     source: &Source,
     header: &Header,
-    start: Hashed<Start<'_>>,
+    whole: Option<(Hashed<Start<'_>>, Sha256)>,
     slot: &InactiveSlot,
 ) -> Result<Content, Failure> {
     let mut filling = Filling::open(installer, header, slot)?;
     scan::scan(&mut filling)?;
     reuse::reuse(&mut filling, slot.running())?;
-    match request.sha256 {
+    match whole {
         // A digest of the whole file can only be checked by reading the whole file.
-        Some(asked) => {
-            let mut whole = start;
-            fetch::from_stream(&mut filling, source, &mut whole)?;
-            whole.expect(asked, source)?;
+        Some((mut file, asked)) => {
+            fetch::from_stream(&mut filling, source, &mut file)?;
+            file.expect(asked, source)?;
         }
         None => {
-            drop(start);
             delta::apply(&mut filling, source, slot.running())?;
             fetch::fetch(&mut filling, source, installer.connections)?;
         }

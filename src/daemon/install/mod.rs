@@ -20,19 +20,19 @@ pub mod scan;
 use std::{
     io::{self, Chain, Cursor, Read},
     ops::ControlFlow,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use self::error::InstallError;
 use super::{
     admission::{Offer, Refusal},
     meter::{Cancel, Meter},
-    source::Source,
+    source::{Seen, Source},
 };
 use crate::{
     config::TrustConfig,
     image::{
-        DetachedSignatures, ImageKind, ManifestFrame, PlainError, PlainKind, TrustStore,
+        DetachedSignatures, Header, ImageKind, ManifestFrame, PlainError, PlainKind, TrustStore,
         VerifiedManifest, delta::OldPayload, plain::DETECT_LEN,
     },
     platform::{
@@ -45,6 +45,7 @@ use crate::{
         failure::{Coded, Failure},
         machine::{Content, ImageFacts, Prepared, Written},
         request::Request,
+        uri::PackageUri,
     },
 };
 
@@ -62,7 +63,12 @@ pub struct Installer {
     pub meter: Arc<Meter>,
     /// The wish to stop.
     pub cancel: Cancel,
+    /// The header that was inspected last, so that it is not fetched twice.
+    pub inspected: Inspected,
 }
+
+/// A header that was verified, and the version of the file that it is from. Shared by the installers of one update.
+pub type Inspected = Arc<Mutex<Option<(PackageUri, Header, Option<Seen>)>>>;
 
 /// The file from its first byte, with what was read to tell its kind put back.
 type Start<'a> = Chain<Cursor<Vec<u8>>, Box<dyn Read + Send + 'a>>;
@@ -73,11 +79,12 @@ impl Installer {
     /// # Errors
     /// Any reason not to trust or not to understand the image, or a download that failed.
     pub fn inspect(&self, request: &Request) -> Result<(Offer, ImageFacts), Failure> {
-        let source = self.source(request);
+        let source = self.source(request, None);
         let (kind, mut start) = self.open(&source, Box::new(source.read_in_windows()))?;
         let kind = match kind {
             ImageKind::Manifest => {
                 let verified = self.verified(&source, &mut start)?;
+                source.header_ends(verified.payload_offset());
                 let header = self.explain(&source, verified.read_index(&mut start))?;
                 if let Some(got) = source.total().filter(|total| *total < header.file_len()) {
                     let (uri, want) = (request.uri.to_string(), header.file_len());
@@ -99,6 +106,9 @@ impl Installer {
                     manifest: Some(header.digest()),
                     security_epoch: offer.security_epoch,
                 };
+                drop(start);
+                *self.inspected.lock().expect("no panic while held") =
+                    Some((request.uri.clone(), header, source.seen()));
                 return Ok((offer, facts));
             }
             ImageKind::Plain(kind) => kind,
@@ -138,7 +148,16 @@ impl Installer {
     /// Any failure of download, verification or medium. The slot's first block is then not in place.
     pub fn write(&self, prepared: &Prepared, slot: &InactiveSlot) -> Result<Content, Failure> {
         let request = &prepared.job.request;
-        let source = self.source(request);
+        // Only the file from its first byte has the digest that a request may name.
+        if let (None, Some(manifest)) = (request.sha256, prepared.image.manifest)
+            && let Some((uri, header, seen)) = self.take_inspected()
+            && uri == request.uri
+            && header.digest() == manifest
+        {
+            let source = self.source(request, seen);
+            return chunks::install(self, &source, &header, None, slot);
+        }
+        let source = self.source(request, None);
         let changed = || {
             Failure::from(&InstallError::Changed {
                 uri: request.uri.to_string(),
@@ -153,11 +172,13 @@ impl Installer {
             ((ImageKind::Manifest, start), Some(expected)) => {
                 let mut start = Hashed::new(start);
                 let verified = self.verified(&source, &mut start)?;
+                source.header_ends(verified.payload_offset());
                 let header = self.explain(&source, verified.read_index(&mut start))?;
                 if header.digest() != expected {
                     return Err(changed());
                 }
-                chunks::install(self, request, &source, &header, start, slot)
+                let whole = request.sha256.map(|asked| (start, asked));
+                chunks::install(self, &source, &header, whole, slot)
             }
             ((ImageKind::Plain(kind), start), None) => {
                 plain::install(self, request, &source, kind, start, slot)
@@ -197,9 +218,13 @@ impl Installer {
         }
     }
 
-    fn source(&self, request: &Request) -> Source {
+    fn source(&self, request: &Request, seen: Option<Seen>) -> Source {
         let (fetcher, uri) = (self.fetcher.clone(), request.uri.clone());
-        Source::new(fetcher, uri, self.meter.clone(), self.cancel.clone())
+        Source::new(fetcher, uri, self.meter.clone(), self.cancel.clone(), seen)
+    }
+
+    fn take_inspected(&self) -> Option<(PackageUri, Header, Option<Seen>)> {
+        self.inspected.lock().expect("no panic while held").take()
     }
 
     /// Tells the kind of the file that `reader` begins.

@@ -29,9 +29,9 @@ use crate::{
 };
 
 /// Old content is searched in pieces of so many bytes.
-const SEARCH_PIECE: u64 = 2 << 20;
+const SEARCH_PIECE: u64 = 1 << 20;
 /// Chunks are copied in pieces of about so many bytes.
-const COPY_PIECE: usize = 1 << 20;
+const COPY_PIECE: usize = 512 << 10;
 /// Pieces under way.
 const PIECES: usize = 3;
 /// Samples of a place, each of so many bytes. A place of twice their sum or less is searched as a whole.

@@ -125,7 +125,7 @@ impl SlotWriter {
             },
             head: Head::InPlace,
             gather: Gather::new(),
-            glance: Glance::default(),
+            glance: Glance::new(),
             edges: Edges::default(),
             bounce: AlignedBuf::new(REQUEST_BYTES),
             poisoned: false,

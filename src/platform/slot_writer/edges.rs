@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use super::{UNIT, at};
 
-/// So many units wait at most (4 MiB); then the first of them is written with what the medium holds.
+/// So many units wait at most (4 MiB). Further ones are written at once, with what the medium holds.
 const MOST: usize = 1024;
 
 /// A unit of which some bytes are known.
@@ -101,9 +101,10 @@ impl Edges {
         }
     }
 
-    /// The unit that has to go now, when more wait than may.
-    pub(super) fn surplus(&mut self) -> Option<(u64, Half)> {
-        (self.0.len() > MOST).then(|| self.first()).flatten()
+    /// Whether another unit may wait. To put one that waits in another's place would not help: each would
+    /// be a request of its own.
+    pub(super) fn have_room(&self) -> bool {
+        self.0.len() < MOST
     }
 
     /// Takes out the first unit.
@@ -185,11 +186,12 @@ mod tests {
     #[test]
     fn no_more_wait_than_may() {
         let mut edges = Edges::default();
-        for number in 0..=MOST as u64 {
-            assert!(edges.surplus().is_none());
+        for number in 0..MOST as u64 {
+            assert!(edges.have_room());
             edges.wait(number * UNIT as u64, Half::new());
         }
-        assert_eq!(edges.surplus().unwrap().0, 0);
-        assert!(edges.surplus().is_none());
+        assert!(!edges.have_room());
+        assert_eq!(edges.first().unwrap().0, 0);
+        assert!(edges.have_room());
     }
 }

@@ -39,31 +39,48 @@ impl Gather {
     }
 }
 
-/// Whether to look at what the medium holds before a full request is written over it. Each look that finds
-/// nothing right makes it rarer, down to one request in 64; one that does find something ends the pause.
-#[derive(Default)]
+/// Whether to look at what the medium holds before it is written over. Looking costs as much reading as there
+/// is to write, so it has to pay: as long as one look in five finds something right, each request is looked
+/// at; where looks find nothing they become rare, down to one byte in 64, until one finds something again.
 pub(super) struct Glance {
+    /// Looks that may still find nothing before they become rare.
+    credit: u32,
+    /// The next pause is so many times as long as the request that was looked at.
     pause: u32,
-    left: u32,
+    /// Bytes that are still to be written without a look.
+    left: u64,
 }
 
 impl Glance {
+    const CREDIT: u32 = 4;
+    const MOST_CREDIT: u32 = 16;
     const LONGEST: u32 = 63;
 
-    fn due(&mut self) -> bool {
+    pub(super) fn new() -> Self {
+        Self {
+            credit: Self::CREDIT,
+            pause: 0,
+            left: 0,
+        }
+    }
+
+    /// Whether to look at a request of `length` bytes, which is written next.
+    fn due(&mut self, length: usize) -> bool {
         let due = self.left == 0;
-        self.left = self.left.saturating_sub(1);
+        self.left = self.left.saturating_sub(length as u64);
         due
     }
 
-    /// A request of which `right` bytes in `all` were right was looked at.
+    /// A request of `all` bytes was looked at, and `right` of them were right.
     fn learn(&mut self, right: usize, all: usize) {
         if right * 32 >= all {
+            self.credit = (self.credit + Self::CREDIT).min(Self::MOST_CREDIT);
             (self.pause, self.left) = (0, 0);
-        } else if all == REQUEST_BYTES {
-            // A short request stands alone between ranges that are right: it says little of the others.
+        } else if self.credit > 0 {
+            self.credit -= 1;
+        } else {
             self.pause = (self.pause * 2 + 1).min(Self::LONGEST);
-            self.left = self.pause;
+            self.left = u64::from(self.pause) * all as u64;
         }
     }
 }
@@ -133,7 +150,7 @@ impl SlotWriter {
                 true => self.gather.later.before,
                 false => self.gather.later.after,
             };
-            if gaps.iter().any(comes_later) {
+            if self.edges.have_room() && gaps.iter().any(comes_later) {
                 self.edges.wait(start + unit as u64, half);
                 if unit == 0 {
                     from = unit_end
@@ -146,9 +163,6 @@ impl SlotWriter {
         }
         if from < to {
             self.write_what_differs(from..to, &unknown)?;
-        }
-        while let Some((offset, half)) = self.edges.surplus() {
-            self.fill_up(offset, &half)?;
         }
         Ok(())
     }
@@ -170,7 +184,7 @@ impl SlotWriter {
         } = self;
         let (offset, length) = (gather.start + range.start as u64, range.len());
         // A slot that was not touched yet may hold everything, and then must stay untouched.
-        let look = matches!(head, Head::InPlace) || length < REQUEST_BYTES || glance.due();
+        let look = matches!(head, Head::InPlace) || glance.due(length);
         let held = &mut bounce[range.clone()];
         // What cannot be read is written: that is how a bad sector heals.
         let looked = look && slot.read(offset, held).is_ok();
@@ -252,19 +266,27 @@ mod tests {
 
     #[test]
     fn looking_becomes_rare_where_it_finds_nothing_and_comes_back_at_once() {
-        let mut glance = Glance::default();
+        let mut glance = Glance::new();
         let mut looks = 0;
         for _ in 0..1000 {
-            if glance.due() {
+            if glance.due(UNIT) {
                 looks += 1;
-                glance.learn(0, REQUEST_BYTES);
+                glance.learn(0, UNIT);
             }
         }
-        assert_eq!(looks, 6 + (1000 - 63) / 64);
+        // Four on credit, then after pauses of 1, 3, 7, 15, 31 and 63 requests, and of 63 ever after.
+        let rare = 1000 - 4 - (2 + 4 + 8 + 16 + 32);
+        assert_eq!(looks, 4 + 5 + (rare + 63) / 64);
         glance.learn(UNIT, 8 * UNIT);
-        assert!(glance.due() && glance.due());
-        // A short request that differs is no reason to stop looking.
-        glance.learn(0, UNIT);
-        assert!(glance.due());
+        assert!(glance.due(UNIT) && glance.due(UNIT));
+    }
+
+    #[test]
+    fn looking_goes_on_while_one_look_in_five_finds_something() {
+        let mut glance = Glance::new();
+        for number in 0..1000 {
+            assert!(glance.due(UNIT));
+            glance.learn(if number % 5 == 4 { UNIT } else { 0 }, 10 * UNIT);
+        }
     }
 }

@@ -87,7 +87,7 @@ async fn a_server_that_says_no_ends_the_update_with_its_reason() {
         (
             "redirect-loop",
             to(&here),
-            at_header("redirect-limit", "fetch.max_redirects"),
+            at_header("redirect-loop", "in a circle"),
         ),
         (
             "redirect-to-ftp",

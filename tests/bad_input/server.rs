@@ -80,6 +80,15 @@ async fn a_server_that_says_no_ends_the_update_with_its_reason() {
             at_header("http-status", "check the URL"),
         ),
         (
+            "login-page",
+            Fault::Status(
+                200,
+                &[("content-type", "text/html")],
+                "<!DOCTYPE html><html><body>Sign in to continue</body></html>",
+            ),
+            at_header("web-page", "a login page"),
+        ),
+        (
             "redirect-to-http",
             to(&plain),
             at_header("redirect-insecure", "use its https address"),
@@ -87,7 +96,7 @@ async fn a_server_that_says_no_ends_the_update_with_its_reason() {
         (
             "redirect-loop",
             to(&here),
-            at_header("redirect-limit", "fetch.max_redirects"),
+            at_header("redirect-loop", "in a circle"),
         ),
         (
             "redirect-to-ftp",

@@ -63,10 +63,10 @@ async fn one_that_fails_neither_alarms_nor_gives_up_while_another_gets_bytes() {
     const BAD: &str = "/bad";
     let (server, image) = ready();
     server.always(BAD, Fault::Status(503, &[], ""));
-    server.throttle(Some(200_000));
+    server.throttle(Some(75_000));
     let settings = FetchConfig {
-        give_up_after: Duration::from_millis(400),
-        read_timeout: Duration::from_millis(800),
+        give_up_after: Duration::from_millis(1500),
+        read_timeout: Duration::from_secs(1),
         ..config(&server)
     };
     let fetcher = Fetcher::new(&settings).unwrap();
@@ -123,7 +123,7 @@ async fn one_that_stalls_is_asked_again_while_others_go_on() {
     server.fault(STUCK, Fault::StallAfter(50_000));
     server.throttle(Some(200_000));
     let settings = FetchConfig {
-        read_timeout: Duration::from_millis(400),
+        read_timeout: Duration::from_secs(2),
         ..config(&server)
     };
     let fetcher = Fetcher::new(&settings).unwrap();

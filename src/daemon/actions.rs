@@ -40,9 +40,6 @@ const MARK_GOOD_PATIENCE: Duration = Duration::from_secs(5 * 60);
 /// Longest pause between two attempts of that.
 const MARK_GOOD_PAUSE: Duration = Duration::from_secs(10);
 
-/// Requests at a time for one image.
-const CONNECTIONS: usize = 4;
-
 /// What an action says.
 #[derive(Debug)]
 pub enum Report {
@@ -282,14 +279,17 @@ impl Run {
                 .slots
                 .inactive()
                 .map_err(|error| Failure::from(&error))?;
+            let capacity = |path: &std::path::Path| {
+                let writer = SlotWriter::open(path).map_err(|error| Failure::from(&error))?;
+                Ok::<_, Failure>(writer.capacity())
+            };
             let device = Device {
                 trust: &context.config.trust,
                 compatible: &context.board.compatible,
                 version: version.as_deref(),
                 security_epoch,
-                capacity: SlotWriter::open(slot.path())
-                    .map_err(|error| Failure::from(&error))?
-                    .capacity(),
+                capacity: capacity(slot.path())?,
+                boot: slot.boot().map(capacity).transpose()?,
                 known_bad: &known_bad,
             };
             admit(&offer, &job.request, &device).map_err(|refusal| Failure::from(&refusal))?;
@@ -328,7 +328,7 @@ impl Run {
     fn installer(&self) -> Installer {
         Installer {
             fetcher: self.context.fetcher.clone(),
-            connections: CONNECTIONS,
+            connections: self.context.config.fetch.connections,
             installed: self.installed,
             trust: self.context.config.trust.clone(),
             meter: self.meter.clone(),

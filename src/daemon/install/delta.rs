@@ -102,7 +102,9 @@ fn use_delta(
         Ok(delta) => delta,
         Err(failure) => return Ok(Err(failure)),
     };
-    let mut maker = match RunningSlot::open(running) {
+    // The root file system is the last, and all that a delta is about.
+    let root = &running[running.len().saturating_sub(1)..];
+    let mut maker = match RunningSlot::open(root) {
         Ok(slot) => Maker::new(slot),
         Err(error) => return Ok(Err(source.explain_io(&error))),
     };

@@ -164,6 +164,11 @@ pub fn build(
             levels.end()
         )));
     }
+    if header.manifest().images.len() != 1 {
+        return Err(ImageError::Build(
+            "a delta is between images of one partition, and the new image has several".to_owned(),
+        ));
+    }
     let Scanned {
         sha256,
         held,

@@ -390,3 +390,44 @@ fn a_plain_image_is_verified_by_the_signatures_beside_it_and_by_unpacking_it() {
     let text = bad(&image_with_input(dir, "verify - --key key.pub", &packed), 2);
     assert!(text.contains("beside"), "{text}");
 }
+
+#[test]
+fn a_delta_gets_the_name_that_devices_look_for() {
+    let dir = workshop();
+    let dir = dir.path();
+    good(&image(dir, &format!("{BUILD} --output old.zst")));
+    let mut raw = fs::read(dir.join("rootfs.img")).unwrap();
+    raw.iter_mut().step_by(5000).for_each(|byte| *byte ^= 1);
+    fs::write(dir.join("new.img"), &raw).unwrap();
+    let build = BUILD.replace("rootfs.img", "new.img");
+    good(&image(dir, &format!("{build} --output new.zst")));
+
+    let text = good(&image(dir, "delta old.zst new.zst --json"));
+    let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let digest = told["oldPayload"]["sha256"].as_str().unwrap();
+    let name = format!("new.zst.from-{}.delta", &digest[..16]);
+    assert_eq!(told["file"], name.as_str());
+    let made = fs::read(dir.join(&name)).unwrap();
+    assert_eq!(told["size"], made.len());
+
+    // From the raw file it is the same, and so it is with another number of threads, or made along with an image.
+    good(&image(
+        dir,
+        "delta rootfs.img new.zst --output raw.delta --threads 3",
+    ));
+    assert_eq!(fs::read(dir.join("raw.delta")).unwrap(), made);
+    fs::remove_file(dir.join(&name)).unwrap();
+    let text = good(&image(
+        dir,
+        &format!("{build} --output new.zst --created 2026-01-01T00:00:00Z --base old.zst"),
+    ));
+    assert!(text.contains(&name), "{text}");
+    assert!(dir.join(&name).exists());
+
+    let text = bad(&image(dir, "delta rootfs.img rootfs.img"), 1);
+    assert!(text.contains("[image-not-recognised]"), "{text}");
+    let text = bad(&image(dir, "delta old.zst new.zst --level 99"), 2);
+    assert!(text.contains("there is no zstd level 99"), "{text}");
+    let text = bad(&image(dir, "delta none.zst new.zst"), 2);
+    assert!(text.contains("none.zst"), "{text}");
+}

@@ -304,6 +304,7 @@ fn report(job: &Job, stage: Stage, version: Option<String>, progress: Progress) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::update::machine::ImageFacts;
 
     #[test]
     fn a_status_of_another_version_costs_nothing_else() {
@@ -315,6 +316,49 @@ mod tests {
         document["status"] = serde_json::json!({"update": {"stage": "polishing"}});
         let saved: Saved = serde_json::from_value(document).unwrap();
         assert_eq!((saved.security_epoch, saved.status), (7, None));
+    }
+
+    #[test]
+    fn what_is_in_a_slot_is_known_from_its_confirmation_until_it_is_written_again() {
+        let content = Content {
+            size: 4096,
+            sha256: Sha256::of(b"rootfs"),
+        };
+        let mut saved = Saved::default();
+        let mut ends = |stage, image: Option<ImageFacts>| {
+            let origin = crate::update::request::Origin::Method;
+            let finished = Finished {
+                job: Job {
+                    id: "1".to_owned(),
+                    request: Request::new("https://h/x".parse().unwrap(), origin),
+                    target: Slot::B,
+                    from_version: None,
+                    times: Times::default(),
+                },
+                image,
+                content: Some(content),
+                stage,
+                failure: None,
+            };
+            saved.finish(&finished, Progress::default());
+            saved.slots.get(&Slot::B).and_then(|slot| slot.content)
+        };
+        let image = ImageFacts {
+            version: None,
+            size: Some(4096),
+            manifest: None,
+            security_epoch: 0,
+        };
+        assert_eq!(
+            ends(Stage::ApplyComplete, Some(image.clone())),
+            Some(content)
+        );
+        assert_eq!(ends(Stage::DownloadFailed, None), Some(content));
+        assert_eq!(ends(Stage::ApplyFailed, Some(image)), None);
+
+        // A file of an earlier version says nothing of it.
+        let record: SlotRecord = serde_json::from_str(r#"{"state": "good"}"#).unwrap();
+        assert_eq!(record.content, None);
     }
 
     #[test]

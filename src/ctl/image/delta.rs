@@ -172,6 +172,12 @@ fn open_old(path: &Path, beside: &Path) -> Result<(File, u64), CommandError> {
         ImageKind::Manifest => {
             drop(file);
             let (mut reader, header) = open_image(path)?;
+            if header.manifest().images.len() != 1 {
+                return Err(CommandError::Usage(format!(
+                    "a delta is between images of one partition, and {} has several",
+                    path.display()
+                )));
+            }
             let mut raw = output::scratch(beside)?;
             unpack(&header, &mut reader, &mut raw).map_err(CommandError::image(path))?;
             Ok((raw, header.manifest().payload.size))

@@ -102,7 +102,9 @@ fn use_delta(
         Ok(delta) => delta,
         Err(failure) => return Ok(Err(failure)),
     };
-    let mut maker = match RunningSlot::open(running) {
+    // The root file system is the last, and all that a delta is about.
+    let root = &running[running.len().saturating_sub(1)..];
+    let mut maker = match RunningSlot::open(root) {
         Ok(slot) => Maker::new(slot),
         Err(error) => return Ok(Err(source.explain_io(&error))),
     };
@@ -299,5 +301,112 @@ impl Maker {
                 .read(region.offset, &mut self.dictionary[start..])?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::image::{
+        self, BuildOptions, Header, ManifestFrame, Part, Signatures,
+        delta::{DeltaOptions, build},
+        manifest::ROOTFS,
+    };
+
+    /// An old payload in which nothing is as in the new one, a delta of several patches between them, and the header
+    /// of the new image.
+    fn pair() -> (Delta, Header) {
+        let mut state = 1_u64;
+        let old: Vec<u8> = (0..2 << 20)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 24) as u8
+            })
+            .collect();
+        let mut new = old.clone();
+        new.iter_mut().step_by(1000).for_each(|byte| *byte ^= 1);
+        let part = Part {
+            target: ROOTFS,
+            input: &new[..],
+            size: new.len() as u64,
+        };
+        let options = BuildOptions::new("n", "1", &["b"], Timestamp::UNIX_EPOCH);
+        let (mut frames, mut file) = (Vec::new(), Vec::new());
+        let built = image::build(vec![part], &options, &mut frames, &mut |_| {}).unwrap();
+        built
+            .assemble(&Signatures::none(), &mut &frames[..], &mut file)
+            .unwrap();
+        let mut reader = &file[..];
+        let frame = ManifestFrame::read(&mut reader).unwrap();
+        let manifest = frame.accept_unsigned().unwrap();
+        let header = manifest.read_index(&mut reader).unwrap();
+
+        let (size, options) = (old.len() as u64, DeltaOptions::default());
+        let (mut frames, mut file) = (Vec::new(), Vec::new());
+        let built = build(
+            &old[..],
+            size,
+            &header,
+            &mut reader,
+            &options,
+            &mut frames,
+            &mut |_| {},
+        );
+        built
+            .unwrap()
+            .assemble(&mut &frames[..], &mut file)
+            .unwrap();
+        let mut reader = &file[..];
+        let head = DeltaHead::read(&mut reader).unwrap();
+        (head.read_table(&mut reader, &header).unwrap(), header)
+    }
+
+    fn plan(pair: &(Delta, Header), missing: &Missing, ranges: bool) -> Wanted {
+        wanted(&pair.0, pair.1.chunks().enumerate(), missing, ranges)
+    }
+
+    #[test]
+    fn only_frames_that_are_worth_it_are_asked_for_and_neighbours_at_once() {
+        let pair = pair();
+        let patches: Vec<_> = pair.0.patches().collect();
+        assert!(patches.len() >= 6);
+        let all = Missing::all(pair.1.index().len());
+        let found = plan(&pair, &all, true);
+        assert!(found.patches.iter().all(|wanted| *wanted));
+        let last = patches.last().unwrap();
+        let end = last.frame_offset + u64::from(last.frame_len);
+        assert_eq!(found.runs, [patches[0].frame_offset..end]);
+
+        // Only the first and the last are missing: far apart they are two requests, but one to a server that has no
+        // ranges.
+        let mut ends = all.clone();
+        for patch in &patches[1..patches.len() - 1] {
+            for number in patch.chunks.iter().cloned().flatten() {
+                ends.done(number);
+            }
+        }
+        let between = last.frame_offset - patches[1].frame_offset;
+        let found = plan(&pair, &ends, true);
+        assert_eq!(found.runs.len(), if between > GAP { 2 } else { 1 });
+        assert_eq!(found.patches.iter().filter(|wanted| **wanted).count(), 2);
+        assert_eq!(plan(&pair, &ends, false).runs.len(), 1);
+
+        let mut none = all;
+        for number in 0..pair.1.index().len() {
+            none.done(number);
+        }
+        assert_eq!(plan(&pair, &none, true).runs, []);
+    }
+
+    #[test]
+    fn a_delta_that_never_applies_is_given_up() {
+        let tried = |patches, failed| Tried { patches, failed }.hopeless();
+        assert!(!tried(PATIENCE - 1, PATIENCE - 1));
+        assert!(tried(PATIENCE, PATIENCE));
+        assert!(!tried(1000, 2 * PATIENCE));
     }
 }

@@ -164,6 +164,11 @@ pub fn build(
             levels.end()
         )));
     }
+    if header.manifest().images.len() != 1 {
+        return Err(ImageError::Build(
+            "a delta is between images of one partition, and the new image has several".to_owned(),
+        ));
+    }
     let Scanned {
         sha256,
         held,
@@ -300,9 +305,11 @@ struct Groups {
 impl Groups {
     /// False when nobody wants more: the writer failed and says why.
     fn add(&mut self, number: usize, raw: &[u8]) -> bool {
-        if self.job.as_ref().is_some_and(|(_, before)| {
-            before.len() + raw.len() > super::similar::tune("GROUP", GROUP as u64) as usize
-        }) && !self.send()
+        if self
+            .job
+            .as_ref()
+            .is_some_and(|(_, before)| before.len() + raw.len() > GROUP)
+            && !self.send()
         {
             return false;
         }
@@ -390,7 +397,7 @@ fn make_patch(
     level: i32,
     raw: &[u8],
 ) -> Result<(Vec<Region>, Vec<u8>), ImageError> {
-    let regions = index.similar(raw, super::similar::tune("DICT", DICTIONARY));
+    let regions = index.similar(raw, DICTIONARY);
     debug_assert!(regions.len() <= MAX_REGIONS);
     let mut dictionary = Vec::new();
     for region in &regions {

@@ -83,7 +83,12 @@ impl Coded for DeltaError {
     fn class(&self) -> Class {
         match self {
             Self::Read(_) | Self::Truncated(_) => Class::Retry,
-            _ => Class::Final,
+            Self::NotADelta
+            | Self::Version(_)
+            | Self::OtherPair { .. }
+            | Self::TooLarge { .. }
+            | Self::Malformed(_)
+            | Self::Patch(_) => Class::Final,
         }
     }
 }

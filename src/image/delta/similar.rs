@@ -32,13 +32,6 @@ const CELL: u64 = 16 * 1024;
 /// A cell with fewer new samples than this is not worth its place in the table.
 const LEAST_SHARED: usize = 2;
 
-/// TUNE
-pub fn tune(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .map_or(default, |v| v.parse().unwrap())
-}
-
 const UNIT: u64 = REGION_UNIT as u64;
 
 /// A random number for each value of a byte: the same in every build, since deltas are reproducible.
@@ -87,7 +80,7 @@ impl IndexBuilder {
     /// For an old payload of `size` bytes.
     #[must_use]
     pub fn new(size: u64) -> Self {
-        let mut rate = tune("RATE", RATE as u64) as u32;
+        let mut rate = RATE;
         while size >> rate > MAX_SAMPLES {
             rate += 1;
         }
@@ -150,7 +143,6 @@ impl Index {
     /// at most `limit` bytes.
     #[must_use]
     pub fn similar(&self, bytes: &[u8], limit: u64) -> Vec<Region> {
-        let cell_len = tune("CELL", CELL);
         let mut hashes = Vec::new();
         samples(bytes, self.rate, |_, hash| hashes.push(hash));
         hashes.sort_unstable();
@@ -166,24 +158,23 @@ impl Index {
                     break;
                 }
                 let shared = cells
-                    .entry((sample & 0xFFFF_FFFF) * UNIT / cell_len)
+                    .entry((sample & 0xFFFF_FFFF) * UNIT / CELL)
                     .or_default();
                 if shared.last() != Some(&number) {
                     shared.push(number);
                 }
             }
         }
-        self.regions(choose(&cells, hashes.len(), limit / cell_len))
+        self.regions(choose(&cells, hashes.len(), limit / CELL))
     }
 
     /// Cells as regions, neighbours as one.
     fn regions(&self, mut cells: Vec<u64>) -> Vec<Region> {
         cells.sort_unstable();
-        let cell_len = tune("CELL", CELL);
         let mut regions: Vec<Region> = Vec::new();
         for cell in cells {
-            let offset = cell * cell_len;
-            let len = cell_len.min(self.size - offset);
+            let offset = cell * CELL;
+            let len = CELL.min(self.size - offset);
             match regions.last_mut() {
                 Some(last) if last.offset + u64::from(last.len) == offset => {
                     last.len += u32::try_from(len).expect("a cell is small");
@@ -210,7 +201,7 @@ fn choose(cells: &BTreeMap<u64, Vec<usize>>, samples: usize, limit: u64) -> Vec<
         let Some((promised, Reverse(cell))) = heap.pop() else {
             break;
         };
-        if promised < tune("LEAST", LEAST_SHARED as u64) as usize {
+        if promised < LEAST_SHARED {
             break;
         }
         let shared = &cells[&cell];

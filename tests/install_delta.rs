@@ -185,3 +185,47 @@ async fn scattered_changes_come_by_a_few_requests_side_by_side() {
     cost.assert_sent(10);
     assert!(cost.requests >= 10, "{cost:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boot_files_go_to_the_slot_s_own_partition_and_only_where_there_is_one() {
+    let (old, new) = versions();
+    let mut scene = Scene::new(&old, b"").await;
+    let boot = scene.rig.dir.join("boot.img");
+    let boot_files = noise(MIB + 512, 9);
+    std::fs::write(&boot, &boot_files).unwrap();
+    let boot = boot.to_str().unwrap();
+    let image = scene.rig.build("1.1.0", new, &["--boot", boot]);
+    let uri = scene.rig.serve(&image);
+    let (status, body) = scene.rig.invoke(json!({ "fwPackageUri": uri })).await;
+    assert_eq!(status, 200, "{body}");
+    let id = body["updateId"].as_str().unwrap().to_owned();
+    let section = scene.device.until_final(&scene.rig, &id).await;
+    let code = &section["error"]["code"];
+    assert_eq!(code, "boot-partition-missing", "{section:#}");
+    assert!(scene.device.holds(Slot::B, &vec![0; 12 * MIB]), "untouched");
+
+    // The same device, whose slots have one; a part of the new boot files is in the running slot's.
+    scene.device.kill();
+    let boot_slot = |slot: Slot| scene.device.dir.join(format!("boot-{slot}.img"));
+    for (slot, content) in [(Slot::A, &boot_files[..]), (Slot::B, &[0xAA; 100])] {
+        let file = File::create(boot_slot(slot)).unwrap();
+        file.set_len(2 * MIB as u64).unwrap();
+        file.write_all_at(content, 0).unwrap();
+    }
+    let config = scene.device.dir.join("fwupdated.toml");
+    let mut text = std::fs::read_to_string(&config).unwrap();
+    for slot in Slot::ALL {
+        let table = format!("[slots.{slot}]\n");
+        let with = format!("{table}boot = \"{}\"\n", boot_slot(slot).display());
+        text = text.replace(&table, &with);
+    }
+    std::fs::write(&config, text).unwrap();
+    let partition = boot_slot(Slot::B);
+    scene.device.boot();
+    scene.device.until_connected(&scene.rig).await;
+    let cost = scene.install(&image).await;
+    cost.assert_sent(12);
+    let written = std::fs::read(partition).unwrap();
+    assert!(written[..boot_files.len()] == boot_files[..]);
+    assert!(written[boot_files.len()..].iter().all(|byte| *byte == 0));
+}

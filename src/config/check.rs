@@ -236,26 +236,55 @@ fn units(units: Option<&[String]>, kind: BootloaderKind) -> Checked<Vec<String>>
 }
 
 fn slots(slots: &RawSlots) -> Checked<Option<SlotsConfig>> {
-    const A: &str = "slots.a.rootfs";
-    const B: &str = "slots.b.rootfs";
-    let (a, b) = (&slots.a.rootfs, &slots.b.rootfs);
-    match (a.is_empty(), b.is_empty()) {
-        (true, true) => return Ok(None),
-        (true, false) => {
+    const ROOTFS: [&str; 2] = ["slots.a.rootfs", "slots.b.rootfs"];
+    const BOOT: [&str; 2] = ["slots.a.boot", "slots.b.boot"];
+    let rootfs = both_slots(ROOTFS, [&slots.a.rootfs, &slots.b.rootfs])?;
+    let boot = both_slots(BOOT, [&slots.a.boot, &slots.b.boot])?;
+    let [a, b] = match (rootfs, &boot) {
+        (Some(rootfs), _) => rootfs,
+        (None, None) => return Ok(None),
+        (None, Some(_)) => {
             return Err(Wrong::new(
-                A,
-                "is missing while slots.b.rootfs is there; name both slots",
+                ROOTFS[0],
+                "is missing while slots.a.boot is there; a slot is a root file system, with its own boot partition or \
+                 without",
             ));
         }
-        (false, true) => {
+    };
+    let [boot_a, boot_b] = boot.clone().unwrap_or_default();
+    let named = [
+        (ROOTFS[0], &a),
+        (ROOTFS[1], &b),
+        (BOOT[0], &boot_a),
+        (BOOT[1], &boot_b),
+    ];
+    for (number, (key, device)) in named.iter().enumerate() {
+        let same = named[..number].iter().find(|(_, other)| other == device);
+        if let Some((other, _)) = same.filter(|_| !device.is_empty()) {
             return Err(Wrong::new(
-                B,
-                "is missing while slots.a.rootfs is there; name both slots",
+                key,
+                format!("is the same partition as {other} ({device}); give each slot its own"),
             ));
         }
-        (false, false) => {}
     }
-    for (key, device) in [(A, a), (B, b)] {
+    Ok(Some(SlotsConfig { a, b, boot }))
+}
+
+/// The partitions that the two `keys` name, or none.
+fn both_slots(keys: [&'static str; 2], devices: [&String; 2]) -> Checked<Option<[String; 2]>> {
+    match devices.map(|device| device.is_empty()) {
+        [true, true] => return Ok(None),
+        [false, false] => {}
+        [a_missing, _] => {
+            let [a, b] = keys;
+            let (missing, there) = if a_missing { (a, b) } else { (b, a) };
+            return Err(Wrong::new(
+                missing,
+                format!("is missing while {there} is there; name both slots"),
+            ));
+        }
+    }
+    for (key, device) in keys.into_iter().zip(devices) {
         let named = ["PARTUUID=", "PARTLABEL="].iter().any(|form| {
             device
                 .strip_prefix(form)
@@ -270,16 +299,7 @@ fn slots(slots: &RawSlots) -> Checked<Option<SlotsConfig>> {
             ));
         }
     }
-    if a == b {
-        return Err(Wrong::new(
-            B,
-            format!("is the same partition as slots.a.rootfs ({a}); give each slot its own"),
-        ));
-    }
-    Ok(Some(SlotsConfig {
-        a: a.clone(),
-        b: b.clone(),
-    }))
+    Ok(Some(devices.map(Clone::clone)))
 }
 
 fn bootloader(raw: &RawBootloader) -> Checked<BootloaderConfig> {

@@ -162,6 +162,7 @@ section! {
     /// `[slots.a]`, `[slots.b]`
     RawSlot {
         rootfs: String = String::new(),
+        boot: String = String::new(),
     }
 }
 

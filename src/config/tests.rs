@@ -321,6 +321,18 @@ fn values_out_of_range_are_located_where_they_were_last_given() {
             "f:2:12: slots.a.rootfs is `sda1`",
         ),
         (
+            "slots.a.boot = '/dev/x'\nslots.b.boot = '/dev/y'",
+            "f: slots.a.rootfs is missing while slots.a.boot is there",
+        ),
+        (
+            "[slots]\na.rootfs = '/dev/x'\nb.rootfs = '/dev/y'\na.boot = '/dev/z'",
+            "f: slots.b.boot is missing while slots.a.boot is there",
+        ),
+        (
+            "[slots]\na.rootfs = '/dev/x'\nb.rootfs = '/dev/y'\na.boot = '/dev/z'\nb.boot = '/dev/x'",
+            "f:5:10: slots.b.boot is the same partition as slots.a.rootfs (/dev/x)",
+        ),
+        (
             "bootloader.reboot_command = ['reboot']",
             "f:1:29: bootloader.reboot_command is only for bootloader.kind",
         ),

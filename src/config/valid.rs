@@ -120,6 +120,8 @@ pub struct SlotsConfig {
     pub a: String,
     /// `slots.b.rootfs`.
     pub b: String,
+    /// `slots.a.boot` and `slots.b.boot`, where each slot has its own partition with the boot files.
+    pub boot: Option<[String; 2]>,
 }
 
 impl SlotsConfig {

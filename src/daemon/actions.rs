@@ -268,14 +268,17 @@ impl Run {
                 .slots
                 .inactive()
                 .map_err(|error| Failure::from(&error))?;
+            let capacity = |path: &std::path::Path| {
+                let writer = SlotWriter::open(path).map_err(|error| Failure::from(&error))?;
+                Ok::<_, Failure>(writer.capacity())
+            };
             let device = Device {
                 trust: &context.config.trust,
                 compatible: &context.board.compatible,
                 version: version.as_deref(),
                 security_epoch,
-                capacity: SlotWriter::open(slot.path())
-                    .map_err(|error| Failure::from(&error))?
-                    .capacity(),
+                capacity: capacity(slot.path())?,
+                boot: slot.boot().map(capacity).transpose()?,
                 known_bad: &known_bad,
             };
             admit(&offer, &job.request, &device).map_err(|refusal| Failure::from(&refusal))?;

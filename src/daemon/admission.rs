@@ -21,8 +21,10 @@ pub struct Offer {
     pub compatible: Option<Vec<String>>,
     /// Security epoch; 0 for a plain image.
     pub security_epoch: u64,
-    /// Raw size in bytes, when known.
+    /// Raw size of the root file system in bytes, when known.
     pub size: Option<u64>,
+    /// Raw size of the boot partition's image in bytes; `None` when it has none.
+    pub boot: Option<u64>,
     /// Digest of the raw bytes, when known.
     pub payload: Option<Sha256>,
 }
@@ -38,8 +40,10 @@ pub struct Device<'a> {
     pub version: Option<&'a str>,
     /// Highest security epoch ever confirmed.
     pub security_epoch: u64,
-    /// Bytes of the target slot.
+    /// Bytes of the target slot's root file system.
     pub capacity: u64,
+    /// Bytes of its boot partition, if it has one.
+    pub boot: Option<u64>,
     /// Images that failed their trial.
     pub known_bad: &'a [KnownBad],
 }
@@ -100,6 +104,22 @@ pub enum Refusal {
         /// Bytes of the slot.
         capacity: u64,
     },
+    /// Boot files for a device that has no place for them.
+    #[error(
+        "the image brings a boot partition, but the slots of this device have none; name them in slots.a.boot and \
+         slots.b.boot, or build the image without --boot"
+    )]
+    NoBootPartition,
+    /// The boot files are larger than their partition.
+    #[error(
+        "the image's boot partition has {size} bytes, the slot's holds {capacity}; shrink it or grow the partition"
+    )]
+    BootTooLarge {
+        /// Raw bytes in the image.
+        size: u64,
+        /// Bytes of the partition.
+        capacity: u64,
+    },
     /// Failed here before.
     #[error(
         "this image was rolled back before ({reason}); build a repaired one, or ask with \"force\": true"
@@ -113,6 +133,8 @@ pub enum Refusal {
 impl Coded for Refusal {
     fn code(&self) -> &'static str {
         match self {
+            Self::NoBootPartition => "boot-partition-missing",
+            Self::BootTooLarge { .. } => "boot-partition-too-small",
             Self::Incompatible { .. } => "image-incompatible",
             Self::NoHardwareName => "hardware-name-missing",
             Self::VersionMismatch { .. } => "version-mismatch",
@@ -175,6 +197,13 @@ pub fn admit(offer: &Offer, request: &Request, device: &Device<'_>) -> Result<()
             size,
             capacity: device.capacity,
         });
+    }
+    match (offer.boot, device.boot) {
+        (Some(_), None) => return Err(Refusal::NoBootPartition),
+        (Some(size), Some(capacity)) if size > capacity => {
+            return Err(Refusal::BootTooLarge { size, capacity });
+        }
+        _ => {}
     }
     if !request.force
         && let Some(bad) = device
@@ -291,6 +320,7 @@ mod tests {
             compatible: Some(vec!["rpi4".into(), "rpi5".into()]),
             security_epoch: 3,
             size: Some(100),
+            boot: None,
             payload: Some(Sha256::of(b"x")),
         }
     }
@@ -316,6 +346,7 @@ mod tests {
             version: Some("1.3.0"),
             security_epoch: 3,
             capacity: 100,
+            boot: None,
             known_bad: &known_bad,
         };
         change(&mut offer, &mut request, &mut device);
@@ -343,6 +374,12 @@ mod tests {
         );
         assert_eq!(check(|o, _, _| o.security_epoch = 2), Err("security-epoch"));
         assert_eq!(check(|o, _, _| o.size = Some(101)), Err("image-too-large"));
+        let boot = |image, slot| check(|o, _, d| (o.boot, d.boot) = (image, slot));
+        assert_eq!(boot(Some(7), None), Err("boot-partition-missing"));
+        assert_eq!(boot(Some(7), Some(6)), Err("boot-partition-too-small"));
+        assert_eq!(boot(Some(7), Some(7)), Ok(()));
+        // An image without boot files leaves the partition alone.
+        assert_eq!(boot(None, Some(7)), Ok(()));
         assert_eq!(
             check(|o, _, _| o.payload = Some(Sha256::of(b"bad"))),
             Err("known-bad")

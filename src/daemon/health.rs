@@ -155,6 +155,7 @@ mod tests {
             image: ImageFacts {
                 version: None,
                 size: None,
+                boot_size: 0,
                 manifest: None,
                 security_epoch: 0,
             },

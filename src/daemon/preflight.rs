@@ -99,7 +99,9 @@ pub fn check(
         .inactive()
         .map_err(|error| Refusal::from(Failure::from(&error)))?;
     // Opened exclusively, so whoever has it mounted or held is found out; nothing is written.
-    SlotWriter::open(target.path()).map_err(|error| Refusal::from(Failure::from(&error)))?;
+    for path in [Some(target.path()), target.boot()].into_iter().flatten() {
+        SlotWriter::open(path).map_err(|error| Refusal::from(Failure::from(&error)))?;
+    }
     store.check_writable()?;
     Ok(target.slot())
 }

@@ -36,11 +36,13 @@ const BY_ID: &str = "/dev/disk/by-partuuid";
 pub enum SlotsError {
     /// A slot's partition is not there.
     #[error(
-        "slot {slot} is configured as {spec}, which does not exist; correct slots.{slot}.rootfs (`lsblk -o NAME,PARTLABEL,PARTUUID` lists the partitions)"
+        "slot {slot} is configured as {spec}, which does not exist; correct slots.{slot}.{part} (`lsblk -o NAME,PARTLABEL,PARTUUID` lists the partitions)"
     )]
     Missing {
         /// The slot.
         slot: Slot,
+        /// Its partition: `rootfs` or `boot`.
+        part: &'static str,
         /// As configured.
         spec: String,
         /// Why.
@@ -48,21 +50,25 @@ pub enum SlotsError {
         source: io::Error,
     },
     /// Neither a block device nor a file.
-    #[error("slot {slot} is {}, which is neither a block device nor a file; correct slots.{slot}.rootfs", .path.display())]
+    #[error("slot {slot} is {}, which is neither a block device nor a file; correct slots.{slot}.{part}", .path.display())]
     NotASlot {
         /// The slot.
         slot: Slot,
+        /// Its partition: `rootfs` or `boot`.
+        part: &'static str,
         /// Where it leads.
         path: PathBuf,
     },
     /// A file where U-Boot would boot a partition.
     #[error(
         "slot {slot} is the regular file {}, which U-Boot cannot boot: an image would be written there and another be \
-         booted; set slots.{slot}.rootfs to the partition, and remove the file if it lies in /dev", .path.display()
+         booted; set slots.{slot}.{part} to the partition, and remove the file if it lies in /dev", .path.display()
     )]
     RegularFile {
         /// The slot.
         slot: Slot,
+        /// Its partition: `rootfs` or `boot`.
+        part: &'static str,
         /// Where it leads.
         path: PathBuf,
     },
@@ -80,7 +86,7 @@ pub enum SlotsError {
         partitions: String,
     },
     /// Both slots are one.
-    #[error("slots a and b are the same device ({}); give each slot its own partition", .0.display())]
+    #[error("two partitions of the slots are the same device ({}); give each slot its own", .0.display())]
     SameDevice(PathBuf),
     /// Neither slot runs.
     #[error("neither slot holds the running root file system (device {root}): slot a is {}, slot b is {}; correct slots.a.rootfs and slots.b.rootfs", .a.display(), .b.display())]
@@ -141,6 +147,7 @@ impl Coded for SlotsError {
 pub struct InactiveSlot {
     slot: Slot,
     path: PathBuf,
+    boot: Option<PathBuf>,
     running: Vec<PathBuf>,
 }
 
@@ -151,10 +158,16 @@ impl InactiveSlot {
         self.slot
     }
 
-    /// Its block device or file.
+    /// The block device or file of its root file system.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The block device or file with its boot files, if it has its own.
+    #[must_use]
+    pub fn boot(&self) -> Option<&Path> {
+        self.boot.as_deref()
     }
 
     /// The block devices or files of the other slot, which runs: for reading.
@@ -169,6 +182,7 @@ impl InactiveSlot {
 pub struct Slots {
     a: String,
     b: String,
+    boot: Option<[String; 2]>,
     kind: BootloaderKind,
     booted_file: Option<PathBuf>,
     block_devices: PathBuf,
@@ -227,11 +241,13 @@ impl Slots {
         let slots = Self {
             a: slots.a.clone(),
             b: slots.b.clone(),
+            boot: slots.boot.clone(),
             kind: bootloader.kind,
             booted_file: bootloader.booted_file.clone(),
             block_devices: block_devices.to_owned(),
         };
         slots.resolve_both()?;
+        slots.resolve_boot()?;
         Ok(slots)
     }
 
@@ -262,29 +278,58 @@ impl Slots {
     pub fn inactive(&self) -> Result<InactiveSlot, SlotsError> {
         let slot = self.booted()?.slot.other();
         let [a, b] = self.resolve_both()?;
-        let (path, running) = match slot {
+        let (path, other) = match slot {
             Slot::A => (a.0, b.0),
             Slot::B => (b.0, a.0),
         };
-        let running = vec![running];
+        let boot = self.resolve_boot()?.map(|[a, b]| match slot {
+            Slot::A => (a.0, b.0),
+            Slot::B => (b.0, a.0),
+        });
+        let (boot, other_boot) = boot.unzip();
         Ok(InactiveSlot {
             slot,
             path,
-            running,
+            boot,
+            running: other_boot.into_iter().chain([other]).collect(),
         })
     }
 
     fn resolve_both(&self) -> Result<[(PathBuf, Identity); 2], SlotsError> {
-        let a = self.resolve(Slot::A, &self.a)?;
-        let b = self.resolve(Slot::B, &self.b)?;
+        let a = self.resolve(Slot::A, "rootfs", &self.a)?;
+        let b = self.resolve(Slot::B, "rootfs", &self.b)?;
         if a.1.bytes() == b.1.bytes() {
             return Err(SlotsError::SameDevice(a.0));
         }
         Ok([a, b])
     }
 
+    /// The boot partitions, none of which is another partition of a slot.
+    fn resolve_boot(&self) -> Result<Option<[(PathBuf, Identity); 2]>, SlotsError> {
+        let Some([a, b]) = &self.boot else {
+            return Ok(None);
+        };
+        let boot = [
+            self.resolve(Slot::A, "boot", a)?,
+            self.resolve(Slot::B, "boot", b)?,
+        ];
+        let mut seen: Vec<_> = self.resolve_both()?.map(|(_, id)| id.bytes()).into();
+        for (path, identity) in &boot {
+            if seen.contains(&identity.bytes()) {
+                return Err(SlotsError::SameDevice(path.clone()));
+            }
+            seen.push(identity.bytes());
+        }
+        Ok(Some(boot))
+    }
+
     /// Follows a specification to the device or file itself.
-    fn resolve(&self, slot: Slot, spec: &str) -> Result<(PathBuf, Identity), SlotsError> {
+    fn resolve(
+        &self,
+        slot: Slot,
+        part: &'static str,
+        spec: &str,
+    ) -> Result<(PathBuf, Identity), SlotsError> {
         let link = match spec.split_once('=') {
             Some(("PARTUUID", id)) => Path::new(BY_ID).join(id.to_lowercase()),
             Some(("PARTLABEL", label)) => Path::new(BY_LABEL).join(udev_name(label)),
@@ -301,6 +346,7 @@ impl Slots {
         }
         let missing = |source| SlotsError::Missing {
             slot,
+            part,
             spec: spec.to_owned(),
             source,
         };
@@ -308,10 +354,10 @@ impl Slots {
         let meta = fs::metadata(&path).map_err(missing)?;
         match (Identity::of(&meta), self.kind) {
             (Some(Identity::File { .. }), BootloaderKind::Uboot) => {
-                Err(SlotsError::RegularFile { slot, path })
+                Err(SlotsError::RegularFile { slot, part, path })
             }
             (Some(identity), _) => Ok((path, identity)),
-            (None, _) => Err(SlotsError::NotASlot { slot, path }),
+            (None, _) => Err(SlotsError::NotASlot { slot, part, path }),
         }
     }
 
@@ -503,6 +549,16 @@ mod tests {
             b: &str,
             kind: BootloaderKind,
         ) -> Result<Slots, SlotsError> {
+            self.open_with(block_devices, [a, b], None, kind)
+        }
+
+        fn open_with(
+            &self,
+            block_devices: &Path,
+            [a, b]: [&str; 2],
+            boot: Option<[&str; 2]>,
+            kind: BootloaderKind,
+        ) -> Result<Slots, SlotsError> {
             let path = |name: &str| {
                 if name.contains(['/', '=']) {
                     name.to_owned()
@@ -523,6 +579,7 @@ mod tests {
                 &SlotsConfig {
                     a: path(a),
                     b: path(b),
+                    boot: boot.map(|boot| boot.map(path)),
                 },
                 &bootloader,
             )
@@ -556,6 +613,40 @@ mod tests {
             let error = board.open("a", other, BootloaderKind::File).unwrap_err();
             assert_eq!(error.code(), "slots-same-device", "{other}");
         }
+    }
+
+    #[test]
+    fn a_boot_partition_goes_with_its_slot_and_is_its_own() {
+        let board = Board::new();
+        for name in ["boot-a", "boot-b"] {
+            fs::write(board.dir.path().join(name), "x").unwrap();
+        }
+        let open = |boot| {
+            let (devices, kind) = (Path::new(BLOCK_DEVICES), BootloaderKind::File);
+            board.open_with(devices, ["a", "b"], Some(boot), kind)
+        };
+        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+        let slots = open(["boot-a", "boot-b"]).unwrap();
+        for (booted, boot, running) in [
+            ("a", "boot-b", ["boot-a", "a"]),
+            ("b", "boot-a", ["boot-b", "b"]),
+        ] {
+            board.booted(&format!("slot={booted}\nboot_id=1\n"));
+            let inactive = slots.inactive().unwrap();
+            assert_eq!(name(inactive.boot().unwrap()), boot);
+            let others: Vec<_> = inactive.running().iter().map(|path| name(path)).collect();
+            assert_eq!(others, running);
+        }
+        for boot in [["boot-a", "boot-a"], ["a", "boot-b"], ["boot-a", "a"]] {
+            assert_eq!(
+                open(boot).unwrap_err().code(),
+                "slots-same-device",
+                "{boot:?}"
+            );
+        }
+        let error = open(["boot-a", "nowhere"]).unwrap_err();
+        assert_eq!(error.code(), "slot-missing");
+        assert!(error.to_string().contains("slots.b.boot"), "{error}");
     }
 
     #[test]

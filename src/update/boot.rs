@@ -339,6 +339,7 @@ fn adopted(id: &str, slot: Slot, now: Timestamp) -> Written {
         image: ImageFacts {
             version: None,
             size: None,
+            boot_size: 0,
             manifest: None,
             security_epoch: 0,
         },

@@ -59,6 +59,9 @@ pub struct ImageFacts {
     pub version: Option<String>,
     /// Raw bytes; `None` for a plain compressed image, whose size shows at its end.
     pub size: Option<u64>,
+    /// How many of them, the first ones, go to the slot's boot partition.
+    #[serde(default)]
+    pub boot_size: u64,
     /// Digest of the manifest's bytes; `None` for a plain image. A file whose header changed between
     /// check and download is refused by it.
     pub manifest: Option<Sha256>,

@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Installer;
+use super::{Installer, parts};
 use crate::{
     daemon::meter::Meter,
     image::{ChunkEntry, Header, Missing, find::Finder, manifest::Chunking},
     platform::{
-        slot_writer::{Neighbours, SlotPart, SlotSet, SlotWriteError, WriteReport},
+        slot_writer::{Neighbours, SlotSet, SlotWriteError, WriteReport},
         slots::InactiveSlot,
     },
     update::failure::Failure,
@@ -77,7 +77,8 @@ impl<'a> Filling<'a> {
         slot: &InactiveSlot,
     ) -> Result<Self, Failure> {
         let size = header.manifest().payload.size;
-        let parts = [SlotPart::new(slot.path(), size)];
+        let boot = header.manifest().boot().map_or(0, |boot| boot.size);
+        let parts = parts(slot, boot, size)?;
         let target = SlotSet::open(&parts).map_err(|error| Failure::from(&error))?;
         let resumed = installer.meter.progress().bytes_written > 0;
         installer.meter.begin_writing(size);

@@ -24,7 +24,7 @@ use std::{
 
 use self::error::InstallError;
 use super::{
-    admission::Offer,
+    admission::{Offer, Refusal},
     meter::{Cancel, Meter},
     source::Source,
 };
@@ -34,7 +34,11 @@ use crate::{
         DetachedSignatures, ImageKind, ManifestFrame, PlainError, PlainKind, TrustStore,
         VerifiedManifest, plain::DETECT_LEN,
     },
-    platform::{fetch::Fetcher, slot_writer::read_back, slots::InactiveSlot},
+    platform::{
+        fetch::Fetcher,
+        slot_writer::{SlotPart, read_back_parts},
+        slots::InactiveSlot,
+    },
     update::{
         digest::Sha256,
         failure::{Coded, Failure},
@@ -81,12 +85,14 @@ impl Installer {
                     version: Some(manifest.version.clone()),
                     compatible: Some(manifest.compatible.clone()),
                     security_epoch: manifest.security_epoch,
-                    size: Some(manifest.payload.size),
+                    size: Some(manifest.rootfs().size),
+                    boot: manifest.boot().map(|boot| boot.size),
                     payload: Some(manifest.payload.sha256),
                 };
                 let facts = ImageFacts {
                     version: offer.version.clone(),
-                    size: offer.size,
+                    size: Some(manifest.payload.size),
+                    boot_size: offer.boot.unwrap_or(0),
                     manifest: Some(header.digest()),
                     security_epoch: offer.security_epoch,
                 };
@@ -116,6 +122,7 @@ impl Installer {
             ImageFacts {
                 version,
                 size,
+                boot_size: 0,
                 manifest: None,
                 security_epoch: 0,
             },
@@ -165,8 +172,9 @@ impl Installer {
             size,
             sha256: wanted,
         } = written.content;
+        let parts = parts(slot, written.image.boot_size, size)?;
         self.meter.begin(size);
-        let found = read_back(slot.path(), size, &mut |done| {
+        let found = read_back_parts(&parts, &mut |done| {
             self.meter.set_done(done);
             if self.cancel.check().is_ok() {
                 ControlFlow::Continue(())
@@ -268,6 +276,20 @@ impl Installer {
                 .unwrap_or_else(|| Failure::from(&error))
         })
     }
+}
+
+/// The partitions of `slot` that a payload of `size` bytes goes to, of which the first `boot` are for the boot
+/// partition.
+fn parts(slot: &InactiveSlot, boot: u64, size: u64) -> Result<Vec<SlotPart>, Failure> {
+    let rootfs = SlotPart::new(slot.path(), size.saturating_sub(boot));
+    if boot == 0 {
+        return Ok(vec![rootfs]);
+    }
+    // The configuration may have changed since the image was accepted.
+    let path = slot
+        .boot()
+        .ok_or_else(|| Failure::from(&Refusal::NoBootPartition))?;
+    Ok(vec![SlotPart::other(path, boot), rootfs])
 }
 
 /// Computes the digest of everything that is read through it.

@@ -25,6 +25,7 @@ fn facts() -> ImageFacts {
     ImageFacts {
         version: Some("2".into()),
         size: Some(9),
+        boot_size: 0,
         manifest: None,
         security_epoch: 0,
     }

@@ -6,7 +6,7 @@ mod skip;
 use std::{
     fs,
     io::Write,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileExt, PermissionsExt},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -96,6 +96,48 @@ fn an_image_is_built_signed_exported_and_verified() {
         .filter(|name| name.starts_with('.'))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_boot_partition_comes_first_and_holes_are_counted_whether_sparse_or_not() {
+    let dir = workshop();
+    let dir = dir.path();
+    let boot: Vec<u8> = (0..200_u32 * 1024).map(|n| (n / 3) as u8).collect();
+    fs::write(dir.join("boot.img"), &boot).unwrap();
+    // Nearly all of it a hole.
+    let rootfs = fs::File::create(dir.join("sparse.img")).unwrap();
+    rootfs.set_len(40 << 20).unwrap();
+    rootfs.write_all_at(&boot, 38 << 20).unwrap();
+    let build = "build --created 2026-01-02T03:04:05Z --version 1 --compatible b --level 1";
+    let line = format!("{build} --boot boot.img --rootfs sparse.img --output i.zst");
+    good(&image(dir, &line));
+    good(&image(dir, "verify i.zst --unsigned"));
+    let json = good(&image(dir, "inspect --json i.zst"));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let images = &json["manifest"]["images"];
+    assert_eq!(
+        (&images[0]["target"], &images[0]["size"]),
+        (&"boot".into(), &204_800.into())
+    );
+    assert_eq!(images[1]["size"], 40_u64 << 20);
+    assert!(json["chunks"]["holeBytes"].as_u64().unwrap() > 39 << 20);
+    assert!(json["chunks"]["frames"].as_u64() < json["chunks"]["count"].as_u64());
+    assert!(json["fileSize"].as_u64().unwrap() < 1 << 20);
+    let text = good(&image(dir, "inspect i.zst"));
+    assert!(text.contains("boot") && text.contains("holes"), "{text}");
+
+    // The same content without holes in the file gives the same image.
+    let rootfs = fs::File::create(dir.join("small.img")).unwrap();
+    rootfs.set_len(3 << 20).unwrap();
+    rootfs.write_all_at(&boot, 2 << 20).unwrap();
+    let full = fs::read(dir.join("small.img")).unwrap();
+    fs::write(dir.join("full.img"), full).unwrap();
+    for name in ["small", "full"] {
+        let line = format!("{build} --rootfs {name}.img --output {name}.zst");
+        good(&image(dir, &line));
+    }
+    let read = |name: &str| fs::read(dir.join(name)).unwrap();
+    assert!(read("small.zst") == read("full.zst"));
 }
 
 #[test]

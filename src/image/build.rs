@@ -28,8 +28,8 @@ use super::{
     header::{Header, IMAGE_MAGIC},
     index::{ChunkDigest, ChunkIndex, IndexBuilder, NewChunk},
     limits::{
-        AUTO_CHUNKS, DEFAULT_AVERAGE, DEFAULT_LEVEL, FORMAT_VERSION, MAX_AVERAGE, MAX_MANIFEST,
-        MIN_AVERAGE, MIN_HOLE, SECTOR,
+        AUTO_CHUNKS, DEFAULT_AVERAGE, DEFAULT_LEVEL, DEFAULT_PREFIX, FORMAT_VERSION, MAX_AVERAGE,
+        MAX_MANIFEST, MAX_PREFIX, MIN_AVERAGE, MIN_HOLE, SECTOR,
     },
     manifest::{Chunking, Manifest, PartitionImage, Payload},
     signature::Signatures,
@@ -58,6 +58,8 @@ pub struct BuildOptions {
     pub level: i32,
     /// Average size of a chunk in bytes, 2 KiB to 256 KiB.
     pub chunk_size: u32,
+    /// Raw bytes before a chunk that it may refer to, at most 1 MiB; 0: every chunk is a zstd frame.
+    pub prefix: u32,
     /// Threads that compress; does not change the result.
     pub threads: NonZeroUsize,
 }
@@ -74,6 +76,7 @@ impl BuildOptions {
             security_epoch: 0,
             level: DEFAULT_LEVEL,
             chunk_size: DEFAULT_AVERAGE,
+            prefix: DEFAULT_PREFIX,
             threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         }
     }
@@ -83,6 +86,12 @@ impl BuildOptions {
         if !(MIN_AVERAGE..=MAX_AVERAGE).contains(&chunk) {
             return Err(ImageError::Build(format!(
                 "the chunk size is {chunk} bytes; it must be {MIN_AVERAGE} to {MAX_AVERAGE}"
+            )));
+        }
+        if self.prefix > MAX_PREFIX {
+            return Err(ImageError::Build(format!(
+                "a prefix of {} bytes is too long; at most {MAX_PREFIX} are allowed",
+                self.prefix
             )));
         }
         let levels = zstd::compression_level_range();
@@ -273,7 +282,7 @@ fn compress_all<R: Read + Send>(
         let jobs = std::sync::Arc::new(Mutex::new(jobs));
         for _ in 0..threads {
             let jobs = std::sync::Arc::clone(&jobs);
-            scope.spawn(move || compress_jobs(&jobs, options.level));
+            scope.spawn(move || compress_jobs(&jobs, options));
         }
         // The workers hold the only ends now: when they are gone the reader notices.
         drop(jobs);
@@ -286,7 +295,7 @@ fn compress_all<R: Read + Send>(
             read_parts(parts, &chunking, &mut sink)
         });
 
-        let written = write_frames(awaited, out, progress);
+        let written = write_frames(awaited, options.prefix, out, progress);
         let read = reader.join().expect("reading does not panic");
         // A reader that failed is the cause of a short index, so its error comes first.
         Ok((read?, written?))
@@ -385,8 +394,8 @@ fn read_part<R: Read>(
     }
 }
 
-fn compress_jobs(jobs: &Mutex<Receiver<Job>>, level: i32) {
-    let mut encoder = GroupEncoder::new(level);
+fn compress_jobs(jobs: &Mutex<Receiver<Job>>, options: &BuildOptions) {
+    let mut encoder = GroupEncoder::new(options.level, options.prefix);
     loop {
         let next = match jobs.lock() {
             Ok(jobs) => jobs.recv(),
@@ -395,21 +404,18 @@ fn compress_jobs(jobs: &Mutex<Receiver<Job>>, level: i32) {
         let Ok(Job { group, done }) = next else {
             return;
         };
-        let frames = match &mut encoder {
-            Ok(encoder) => encoder.encode(&group),
-            Err(error) => Err(io::Error::other(error.to_string())),
-        };
         // Nobody waits for the answer when the writer failed.
-        let _ = done.send(frames);
+        let _ = done.send(encoder.encode(&group));
     }
 }
 
 fn write_frames(
     awaited: Receiver<Receiver<io::Result<Frames>>>,
+    max_prefix: u32,
     out: &mut impl Write,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ChunkIndex, ImageError> {
-    let mut index = IndexBuilder::new(0);
+    let mut index = IndexBuilder::new(max_prefix);
     let mut raw_done = 0;
     let mut out = io::BufWriter::with_capacity(1 << 20, out);
     for frames in awaited {

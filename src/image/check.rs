@@ -1,9 +1,10 @@
 //! Checks a whole image from a stream, in constant memory: every chunk, the whole, the seek table and
-//! that nothing follows.
+//! that nothing follows; also that readers who know nothing of chunks get the same bytes.
 
-use std::io::Read;
+use std::io::{self, Read, Write};
 
 use ring::digest::{Context, SHA256};
+use zstd::stream::write::Decoder;
 
 use crate::update::digest::Sha256;
 
@@ -24,11 +25,13 @@ pub fn check_payload(
     // The raw bytes before the chunk, as many as any chunk needs.
     let mut before = Vec::new();
     let mut payload = Context::new(&SHA256);
+    let mut plain = PlainReader::new()?;
     for chunk in header.chunks() {
         let bytes = read_vec(reader, chunk.frame_len.into(), "a chunk")?;
         let prefix = before.len() - chunk.prefix_len as usize;
         decoder.decode_chunk(&chunk, &before[prefix..], &bytes, &mut raw)?;
         payload.update(&raw);
+        plain.take(&bytes)?;
         before.extend_from_slice(&raw);
         let old = before
             .len()
@@ -41,10 +44,59 @@ pub fn check_payload(
     if found != expected {
         return Err(ImageError::PayloadDigest { expected, found });
     }
+    plain.finish(expected)?;
     header.seek_table().check(reader)?;
     match read_vec(reader, 1, "") {
         Err(ImageError::Truncated(_)) => Ok(()),
         Ok(_) => Err(ImageError::Trailing),
         Err(error) => Err(error),
+    }
+}
+
+/// What `zstd -dc` makes of the frames.
+struct PlainReader(Decoder<'static, Hasher>);
+
+struct Hasher(Context);
+
+impl Write for Hasher {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl PlainReader {
+    const PART: &'static str = "the zstd frame around a chunk";
+    /// 8 MiB, the most that the format allows.
+    const WINDOW_LOG: u32 = 23;
+
+    fn new() -> Result<Self, ImageError> {
+        let mut decoder = Decoder::new(Hasher(Context::new(&SHA256))).map_err(ImageError::Read)?;
+        decoder
+            .window_log_max(Self::WINDOW_LOG)
+            .map_err(ImageError::Read)?;
+        Ok(Self(decoder))
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), ImageError> {
+        self.0
+            .write_all(bytes)
+            .map_err(|error| ImageError::malformed(Self::PART, error.to_string()))
+    }
+
+    fn finish(mut self, expected: Sha256) -> Result<(), ImageError> {
+        self.0
+            .flush()
+            .map_err(|error| ImageError::malformed(Self::PART, error.to_string()))?;
+        let found = Sha256::from_ring(&self.0.into_inner().0.finish());
+        if found == expected {
+            return Ok(());
+        }
+        let why = "`zstd -dc` would give other bytes than the chunks";
+        Err(ImageError::malformed(Self::PART, why))
     }
 }

@@ -16,7 +16,7 @@ use super::{
 /// Of a zstd frame (RFC 8878, 3.1.1).
 pub(crate) const FRAME_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 /// Of a zstd dictionary (RFC 8878, 5).
-const DICTIONARY_MAGIC: [u8; 4] = 0xEC30_A437_u32.to_le_bytes();
+pub(crate) const DICTIONARY_MAGIC: [u8; 4] = 0xEC30_A437_u32.to_le_bytes();
 /// Frame header descriptor of every frame: content size of four bytes, window descriptor, checksum.
 pub(crate) const DESCRIPTOR: u8 = 0x84;
 /// Magic, descriptor, window, content size.
@@ -167,6 +167,24 @@ fn take_head(bytes: &[u8]) -> Option<&[u8]> {
 
 /// The blocks without the checksum that may follow, and where the last of them begins.
 fn split_blocks(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let walk = walk_blocks(bytes)?;
+    let behind = if walk.ends_frame { CHECKSUM_LEN } else { 0 };
+    (bytes.len() - walk.end == behind).then_some((&bytes[..walk.end], walk.last))
+}
+
+/// What a run of blocks looks like from its block heads.
+pub(crate) struct Walk {
+    /// Where the last block begins.
+    pub(crate) last: usize,
+    /// Where it ends.
+    pub(crate) end: usize,
+    /// It says that it is the last of the frame.
+    pub(crate) ends_frame: bool,
+}
+
+/// Goes from block to block, to the last one or the end of `bytes`. `None`: a block is cut off or of no
+/// known kind.
+pub(crate) fn walk_blocks(bytes: &[u8]) -> Option<Walk> {
     let mut at = 0;
     loop {
         let head = bytes.get(at..at + BLOCK_HEAD)?;
@@ -183,9 +201,11 @@ fn split_blocks(bytes: &[u8]) -> Option<(&[u8], usize)> {
             return None;
         }
         if ends_frame || end == bytes.len() {
-            let rest = bytes.len() - end;
-            let right = rest == if ends_frame { CHECKSUM_LEN } else { 0 };
-            return right.then_some((&bytes[..end], at));
+            return Some(Walk {
+                last: at,
+                end,
+                ends_frame,
+            });
         }
         at = end;
     }

@@ -1,21 +1,38 @@
 //! Compresses a run of chunks into zstd frames: the inner loop of a build.
 //!
-//! Guarantees that what it gives is right both ways: every chunk was decoded again as a device would, and
-//! the frames are plain zstd.
+//! Chunks are linked where that is possible: many chunks share one frame, each made of whole blocks that
+//! refer to nothing of the frame but the raw bytes right before them. Two things would tie a block to more:
+//! the decoder's repeat offsets and its entropy tables, both left by earlier blocks. So each chunk is
+//! compressed with a zstd dictionary (RFC 8878, 5) whose content is the bytes before the chunk, whose
+//! tables have only codes that no block of ours can use, and whose repeat offsets point at bytes that match
+//! nothing.
+//!
+//! That makes ties unlikely, and checks make them impossible: every chunk is decoded again as a device would
+//! do it, and all frames as any zstd decoder would. A chunk that fails begins a new frame. So every file is
+//! right both ways, or is not built.
 
-use std::{hash::Hasher, io};
+use std::{hash::Hasher, io, mem, sync::LazyLock};
 
 use twox_hash::XxHash64;
-use zstd::zstd_safe::{self, CCtx, CParameter};
+use zstd::zstd_safe::{self, CCtx, DCtx};
+
+use crate::update::digest::Sha256;
 
 use super::{
-    chunk::{DESCRIPTOR, FRAME_MAGIC},
+    chunk::{self, DESCRIPTOR, FRAME_MAGIC, HEAD_LEN, walk_blocks},
     index::{ChunkDigest, NewChunk},
     limits::MAX_FRAME,
 };
 
-/// Head of the frames that zstd makes with neither content size nor checksum: magic, descriptor, window.
-const INNER_HEAD: usize = 6;
+/// Bytes that no image is likely to hold, twice. The first sequences of a chunk, which alone could use the
+/// repeat offsets that it began with, are most likely within as many bytes.
+static NOISE: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
+    let noise = |salt: u8| {
+        let block = |number: u8| Sha256::of(&[salt, number]).0;
+        (0..64).flat_map(block).collect()
+    };
+    [noise(0), noise(1)]
+});
 
 /// Chunks that are compressed together.
 #[derive(Debug)]
@@ -29,7 +46,7 @@ pub(crate) struct Group {
 }
 
 /// Their frames.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Frames {
     pub(crate) bytes: Vec<u8>,
     pub(crate) chunks: Vec<NewChunk>,
@@ -38,98 +55,239 @@ pub(crate) struct Frames {
 /// Compresses groups, reusing its working memory.
 pub(crate) struct GroupEncoder {
     zstd: CCtx<'static>,
-    inner: Vec<u8>,
+    decoder: DCtx<'static>,
+    level: i32,
+    /// Most raw bytes before a chunk that it may refer to; 0: every chunk is a frame.
+    max_prefix: usize,
+    dictionary: Vec<u8>,
+    compressed: Vec<u8>,
+    frame: Vec<u8>,
+    decoded: Vec<u8>,
+}
+
+/// The frame that is being filled.
+struct Open {
+    /// Where it begins in the bytes, and in the raw bytes.
+    at: usize,
+    raw_at: usize,
+    /// Where its last block begins so far.
+    last_block: usize,
 }
 
 impl GroupEncoder {
-    pub(crate) fn new(level: i32) -> io::Result<Self> {
-        let mut zstd = CCtx::create();
-        for parameter in [
-            CParameter::CompressionLevel(level),
-            CParameter::ContentSizeFlag(false),
-            CParameter::ChecksumFlag(false),
-            CParameter::DictIdFlag(false),
-        ] {
-            zstd.set_parameter(parameter).map_err(in_words)?;
+    pub(crate) fn new(level: i32, max_prefix: u32) -> Self {
+        Self {
+            zstd: CCtx::create(),
+            decoder: DCtx::create(),
+            level,
+            max_prefix: max_prefix as usize,
+            dictionary: Vec::new(),
+            compressed: Vec::new(),
+            frame: Vec::new(),
+            decoded: Vec::new(),
         }
-        Ok(Self {
-            zstd,
-            inner: Vec::new(),
-        })
     }
 
     /// Makes the frames of a group.
     pub(crate) fn encode(&mut self, group: &Group) -> io::Result<Frames> {
-        let mut frames = Frames {
-            bytes: Vec::new(),
-            chunks: Vec::with_capacity(group.ends.len()),
-        };
+        let frames = self.frames(group, self.max_prefix)?;
+        if self.is_plain_zstd(&frames, group) {
+            return Ok(frames);
+        }
+        let frames = self.frames(group, 0)?;
+        if self.is_plain_zstd(&frames, group) {
+            return Ok(frames);
+        }
+        Err(io::Error::other("it does not decode what it encoded"))
+    }
+
+    fn frames(&mut self, group: &Group, max_prefix: usize) -> io::Result<Frames> {
+        let mut frames = Frames::default();
+        let mut open: Option<Open> = None;
         let mut start = 0;
         for end in &group.ends {
             let raw = &group.raw[start..*end];
-            start = *end;
+            let linked = match &open {
+                Some(frame) => {
+                    let from = frame.raw_at.max(start.saturating_sub(max_prefix));
+                    from < start && self.compress(&group.raw[from..start], raw)?
+                }
+                None => false,
+            };
+            if !linked {
+                if let Some(frame) = open.take() {
+                    close(&mut frames, frame, &group.raw[..start])?;
+                }
+                if !self.compress(&[], raw)? {
+                    return Err(io::Error::other("it does not decode what it encoded"));
+                }
+            }
             let at = frames.bytes.len();
-            put_head(&mut frames.bytes, raw.len())?;
-            let blocks = frames.bytes.len();
-            self.blocks(raw, &mut frames.bytes)?;
-            end_frame(&mut frames.bytes, blocks, raw);
-            frames
-                .chunks
-                .push(new_chunk(raw, frames.bytes.len() - at, group.zeros)?);
+            let frame = open.get_or_insert_with(|| {
+                put_head(&mut frames.bytes);
+                Open {
+                    at,
+                    raw_at: start,
+                    last_block: 0,
+                }
+            });
+            let (blocks, last) = blocks_of(&self.compressed)?;
+            frame.last_block = frames.bytes.len() + last;
+            frames.bytes.extend_from_slice(blocks);
+            // More blocks may follow.
+            frames.bytes[frame.last_block] &= !1;
+            frames.chunks.push(NewChunk {
+                raw_len: short(raw.len())?,
+                frame_len: frame_len(frames.bytes.len() - at)?,
+                digest: ChunkDigest::of(raw),
+                starts_frame: !linked,
+                zeros: group.zeros,
+            });
+            start = *end;
+        }
+        if let Some(frame) = open {
+            close(&mut frames, frame, &group.raw[..start])?;
         }
         Ok(frames)
     }
 
-    /// Appends the blocks of `raw`.
-    fn blocks(&mut self, raw: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
-        self.inner.clear();
-        self.inner.reserve(zstd_safe::compress_bound(raw.len()));
-        self.zstd
-            .compress2(&mut self.inner, raw)
-            .map_err(in_words)?;
-        if self.inner.get(4) != Some(&0) {
-            return Err(io::Error::other("zstd made a frame with another head"));
+    /// Compresses `raw` with `prefix` before it. False if a device would not get it back.
+    fn compress(&mut self, prefix: &[u8], raw: &[u8]) -> io::Result<bool> {
+        self.dictionary.clear();
+        if !prefix.is_empty() {
+            put_dictionary(&mut self.dictionary, &NOISE[0], prefix)?;
         }
-        out.extend_from_slice(&self.inner[INNER_HEAD..]);
-        Ok(())
+        self.compressed.clear();
+        let most = zstd_safe::compress_bound(raw.len());
+        self.compressed.reserve(most);
+        self.zstd
+            .compress_using_dict(&mut self.compressed, raw, &self.dictionary, self.level)
+            .map_err(in_words)?;
+        let (blocks, last) = blocks_of(&self.compressed)?;
+        chunk::small_frame(&mut self.frame, blocks, last, short(raw.len())?);
+        self.decoded.resize(raw.len(), 0);
+        let decoded = chunk::decompress(&mut self.decoder, prefix, &self.frame, &mut self.decoded);
+        if decoded != Ok(raw.len()) || self.decoded != raw {
+            return Ok(false);
+        }
+        if prefix.is_empty() {
+            return Ok(true);
+        }
+        // With other bytes where the repeat offsets point, it must make no difference.
+        self.dictionary.clear();
+        put_dictionary(&mut self.dictionary, &NOISE[1], prefix)?;
+        let (out, frame) = (&mut self.decoded[..], &self.frame);
+        let decoded = self
+            .decoder
+            .decompress_using_dict(out, frame, &self.dictionary);
+        Ok(decoded == Ok(raw.len()) && self.decoded == raw)
+    }
+
+    fn is_plain_zstd(&mut self, frames: &Frames, group: &Group) -> bool {
+        let mut decoded = mem::take(&mut self.decoded);
+        decoded.resize(group.raw.len(), 0);
+        let len = self.decoder.decompress(&mut decoded[..], &frames.bytes);
+        let right = len == Ok(group.raw.len()) && decoded == group.raw;
+        self.decoded = decoded;
+        right
     }
 }
 
-fn put_head(out: &mut Vec<u8>, raw_len: usize) -> io::Result<()> {
-    let size = u32::try_from(raw_len).map_err(io::Error::other)?;
-    out.extend_from_slice(&FRAME_MAGIC);
-    out.push(DESCRIPTOR);
-    // A window as short as the frame, but not shorter than a block may be.
-    let window = raw_len.max(128 << 10).next_power_of_two().ilog2() - 10;
-    out.push(u8::try_from(window << 3).map_err(io::Error::other)?);
-    out.extend_from_slice(&size.to_le_bytes());
+/// A dictionary with `prefix` as its content, for compressing blocks that need no dictionary but `prefix`.
+/// The repeat offsets point at the beginning of `noise`, which stands before it.
+fn put_dictionary(out: &mut Vec<u8>, noise: &[u8], prefix: &[u8]) -> io::Result<()> {
+    // Literals: only `~` and DEL, a bit each (direct weights, 127 of them and the last implied).
+    const LITERALS: u8 = 127 + 127;
+    // FSE descriptions, each with two codes of the same probability: offset codes 30 and 31 (a
+    // gigabyte and more), match length codes 51 and 52, literal length codes 34 and 35 (32 KiB and more).
+    const TABLES: [&[u8]; 3] = [
+        &[0x10, 0xfe, 0xff, 0x37, 0x7e],
+        &[0x10, 0xfe, 0xff, 0xff, 0xff, 0x8d, 0x1f],
+        &[0x10, 0xfe, 0xff, 0x7f, 0xe2, 0x07],
+    ];
+    out.extend_from_slice(&chunk::DICTIONARY_MAGIC);
+    // No id: the frame's head stays without one.
+    out.extend_from_slice(&[0; 4]);
+    out.push(LITERALS);
+    out.extend_from_slice(&[0; 63]);
+    // Weights of 125 and 126.
+    out.push(0x01 << 4);
+    for table in TABLES {
+        out.extend_from_slice(table);
+    }
+    let farthest = short(noise.len() + prefix.len())?;
+    for _ in 0..3 {
+        out.extend_from_slice(&farthest.to_le_bytes());
+    }
+    out.extend_from_slice(noise);
+    out.extend_from_slice(prefix);
     Ok(())
 }
 
-/// Appends the checksum; the blocks since `blocks` already end with a last one.
-fn end_frame(out: &mut Vec<u8>, blocks: usize, raw: &[u8]) {
-    debug_assert!(out.len() > blocks);
+/// The blocks of a frame that zstd made without checksum, and where the last of them begins.
+fn blocks_of(frame: &[u8]) -> io::Result<(&[u8], usize)> {
+    let other = || io::Error::other("it made a frame of an unknown form");
+    let descriptor = *frame.get(4).ok_or_else(other)?;
+    let single = descriptor >> 5 & 1;
+    let content_size = match descriptor >> 6 {
+        0 => usize::from(single),
+        flag => 1 << flag,
+    };
+    // Checksum, dictionary id, reserved bit: none was asked for.
+    if descriptor & 0x0f != 0 {
+        return Err(other());
+    }
+    let head = 5 + usize::from(1 - single) + content_size;
+    let blocks = frame.get(head..).ok_or_else(other)?;
+    match walk_blocks(blocks) {
+        Some(walk) if walk.ends_frame && walk.end == blocks.len() => Ok((blocks, walk.last)),
+        _ => Err(other()),
+    }
+}
+
+/// The head of a frame, whose window and content size are not yet known.
+fn put_head(out: &mut Vec<u8>) {
+    out.extend_from_slice(&FRAME_MAGIC);
+    out.push(DESCRIPTOR);
+    out.extend_from_slice(&[0; 5]);
+}
+
+/// Completes the frame that holds the end of `raw`.
+fn close(frames: &mut Frames, open: Open, raw: &[u8]) -> io::Result<()> {
+    let raw = &raw[open.raw_at..];
+    let bytes = &mut frames.bytes;
+    bytes[open.last_block] |= 1;
     let mut hash = XxHash64::with_seed(0);
     hash.write(raw);
     // RFC 8878, 3.1.1: the low four bytes.
-    out.extend_from_slice(&(hash.finish() as u32).to_le_bytes());
+    let checksum = (hash.finish() as u32).to_le_bytes();
+    bytes.extend_from_slice(&checksum);
+    let head = &mut bytes[open.at..open.at + HEAD_LEN];
+    // A window as long as the frame, but not shorter than a block may be (RFC 8878, 3.1.1.1.2).
+    let exponent = raw.len().max(128 << 10).next_power_of_two().ilog2() - 10;
+    head[5] = u8::try_from(exponent << 3).map_err(io::Error::other)?;
+    head[6..].copy_from_slice(&short(raw.len())?.to_le_bytes());
+    if let Some(last) = frames.chunks.last_mut() {
+        last.frame_len = frame_len(last.frame_len as usize + checksum.len())?;
+    }
+    Ok(())
 }
 
-fn new_chunk(raw: &[u8], frame_len: usize, zeros: bool) -> io::Result<NewChunk> {
-    if frame_len > MAX_FRAME as usize {
-        return Err(io::Error::other(
-            "zstd made more of a chunk than it promises",
-        ));
+fn frame_len(len: usize) -> io::Result<u32> {
+    if len > MAX_FRAME as usize {
+        return Err(io::Error::other("it made more of a chunk than it promises"));
     }
-    Ok(NewChunk {
-        raw_len: u32::try_from(raw.len()).map_err(io::Error::other)?,
-        frame_len: u32::try_from(frame_len).map_err(io::Error::other)?,
-        digest: ChunkDigest::of(raw),
-        starts_frame: true,
-        zeros,
-    })
+    short(len)
+}
+
+fn short(len: usize) -> io::Result<u32> {
+    u32::try_from(len).map_err(io::Error::other)
 }
 
 fn in_words(code: zstd_safe::ErrorCode) -> io::Error {
     io::Error::other(zstd_safe::get_error_name(code))
 }
+
+#[cfg(test)]
+#[path = "group/tests.rs"]
+mod tests;

@@ -34,6 +34,9 @@ pub const MAX_LIST: usize = 64;
 /// Most raw bytes before a chunk that its decoder may need.
 pub const MAX_PREFIX: u32 = 1024 * 1024;
 
+/// Raw bytes before a chunk that `image build` lets it refer to, unless told otherwise.
+pub const DEFAULT_PREFIX: u32 = 64 * 1024;
+
 /// Chunks end where a hole begins, and holes are whole blocks of this many bytes of zeros.
 pub const BLOCK: usize = 4096;
 

@@ -3,16 +3,22 @@
 use std::{
     env,
     fs::File,
-    io::{Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::FileTypeExt,
     path::Path,
 };
 
 use indicatif::HumanBytes;
 use jiff::Timestamp;
+use nix::{
+    errno::Errno,
+    unistd::{self, Whence},
+};
 
 use crate::image::{
     self, BuildOptions, Manifest, Part, Signatures, SigningKey, chunk_size_for,
+    cut::is_zeros,
+    limits::BLOCK,
     manifest::{BOOT, ROOTFS},
 };
 
@@ -37,7 +43,12 @@ pub(super) fn build(args: &BuildArgs) -> Result<(), CommandError> {
     parts.push(open(&args.rootfs, ROOTFS)?);
     let size = parts.iter().map(|part| part.size).sum();
     if args.chunk_size.is_none() {
-        options.chunk_size = chunk_size_for(size);
+        let mut data = 0;
+        for (part, path) in parts.iter_mut().zip(args.boot.iter().chain([&args.rootfs])) {
+            let found = data_len(&mut part.input, part.size);
+            data += found.map_err(CommandError::file("read", path))?;
+        }
+        options.chunk_size = chunk_size_for(data);
     }
     let mut out = Output::create(&args.output)?;
     let mut frames = output::scratch(&args.output)?;
@@ -123,6 +134,44 @@ fn default_time() -> Result<Timestamp, CommandError> {
         .ok_or_else(|| {
             CommandError::Usage("SOURCE_DATE_EPOCH is not a number of seconds".to_owned())
         })
+}
+
+/// Bytes that are no hole: the content counts, so that a sparse file and its full copy give the same image.
+fn data_len(file: &mut File, size: u64) -> io::Result<u64> {
+    let mut data = 0;
+    let mut at = 0;
+    let mut buffer = vec![0; 1 << 20];
+    while at < size {
+        // Where the file system knows of a hole there is nothing to read.
+        at = match unistd::lseek64(
+            &*file,
+            i64::try_from(at).map_err(io::Error::other)?,
+            Whence::SeekData,
+        ) {
+            Ok(next) => u64::try_from(next).map_err(io::Error::other)?,
+            // No data up to the end.
+            Err(Errno::ENXIO) => break,
+            // A device, or a file system that cannot say.
+            Err(_) => at,
+        } / BLOCK as u64
+            * BLOCK as u64;
+        file.seek(SeekFrom::Start(at))?;
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match file.read(&mut buffer[filled..])? {
+                0 => break,
+                len => filled += len,
+            }
+        }
+        if filled == 0 {
+            break;
+        }
+        let blocks = buffer[..filled].chunks(BLOCK);
+        data += blocks.filter(|block| !is_zeros(block)).count() as u64 * BLOCK as u64;
+        at += filled as u64;
+    }
+    file.rewind()?;
+    Ok(data)
 }
 
 /// The input and its size in bytes: of a regular file or a block device.

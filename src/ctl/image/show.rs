@@ -92,7 +92,32 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<(), CommandError> {
     print(text.as_bytes())
 }
 
+/// What the index comes to.
+#[derive(Default)]
+struct Figures {
+    chunks: u64,
+    frames: u64,
+    holes: u64,
+    hole_bytes: u64,
+}
+
+impl Figures {
+    fn of(header: &Header) -> Self {
+        let mut figures = Self::default();
+        for chunk in header.chunks() {
+            figures.chunks += 1;
+            figures.frames += u64::from(chunk.prefix_len == 0);
+            if chunk.zeros {
+                figures.holes += 1;
+                figures.hole_bytes += u64::from(chunk.raw_len);
+            }
+        }
+        figures
+    }
+}
+
 fn as_json(header: &Header) -> String {
+    let figures = Figures::of(header);
     let signatures: Vec<_> = header
         .signatures()
         .iter()
@@ -106,6 +131,13 @@ fn as_json(header: &Header) -> String {
         "manifestSha256": header.digest(),
         "signatures": signatures,
         "payloadOffset": header.payload_offset(),
+        "chunks": {
+            "count": figures.chunks,
+            "frames": figures.frames,
+            "maxPrefix": header.index().max_prefix(),
+            "holes": figures.holes,
+            "holeBytes": figures.hole_bytes,
+        },
         "fileSize": header.file_len(),
     });
     format!("{document:#}\n")
@@ -129,6 +161,13 @@ fn as_text(header: &Header) -> String {
         format!("{} ({} bytes)", HumanBytes(payload.size), payload.size),
     );
     line("  SHA-256", payload.sha256.to_string());
+    if manifest.images.len() > 1 {
+        for image in &manifest.images {
+            let size = format!("{} ({} bytes)", HumanBytes(image.size), image.size);
+            line(&format!("  {}", image.target), size);
+            line("    SHA-256", image.sha256.to_string());
+        }
+    }
     let cut = match manifest.chunking.average {
         0 => manifest.chunking.method.clone(),
         size => format!(
@@ -137,7 +176,24 @@ fn as_text(header: &Header) -> String {
             HumanBytes(size.into())
         ),
     };
-    line("Chunks", format!("{} ({cut})", manifest.index.chunks));
+    let figures = Figures::of(header);
+    line("Chunks", format!("{} ({cut})", figures.chunks));
+    let prefix = HumanBytes(header.index().max_prefix().into());
+    line(
+        "  zstd frames",
+        format!(
+            "{}, chunks refer to at most {prefix} before them",
+            figures.frames
+        ),
+    );
+    line(
+        "  holes",
+        format!(
+            "{} in {} chunks",
+            HumanBytes(figures.hole_bytes),
+            figures.holes
+        ),
+    );
     line(
         "File",
         format!(

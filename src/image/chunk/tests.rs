@@ -12,7 +12,7 @@ fn chunk_of(raw: &[u8]) -> (ChunkEntry, Vec<u8>) {
         ends: vec![raw.len()],
         zeros: false,
     };
-    let frame = GroupEncoder::new(3).unwrap().encode(&group).unwrap().bytes;
+    let frame = GroupEncoder::new(3, 0).encode(&group).unwrap().bytes;
     let chunk = ChunkEntry {
         raw_offset: 0,
         raw_len: u32::try_from(raw.len()).unwrap(),

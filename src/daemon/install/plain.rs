@@ -22,7 +22,7 @@ use crate::{
 /// The raw image goes from thread to thread in blocks of so many bytes.
 const BLOCK: usize = 256 << 10;
 /// Blocks under way.
-const BLOCKS: usize = 6;
+const BLOCKS: usize = 4;
 /// Zeros are looked for in pieces of so many bytes: a shorter hole is cheaper written.
 const PIECE: usize = 64 << 10;
 

@@ -79,9 +79,15 @@ impl Wish {
                 other => return Err(format!("unknown option {other}")),
             }
         }
-        let unknown = wish.only.iter().find(|name| !scenes::NAMES.contains(&name.as_str()));
+        let unknown = wish
+            .only
+            .iter()
+            .find(|name| !scenes::NAMES.contains(&name.as_str()));
         match unknown {
-            Some(name) => Err(format!("no scene {name}; there are {}", scenes::NAMES.join(", "))),
+            Some(name) => Err(format!(
+                "no scene {name}; there are {}",
+                scenes::NAMES.join(", ")
+            )),
             None => Ok(wish),
         }
     }

@@ -147,6 +147,9 @@ in_place() {
     mount -t proc proc "$mount/proc"
     mount -t sysfs sysfs "$mount/sys"
     mount -t tmpfs tmpfs "$mount/run"
+    # An initramfs is put together there: room that only a build needs.
+    mount -t tmpfs tmpfs "$mount/tmp"
+    mount -t tmpfs tmpfs "$mount/var/tmp"
     mount --bind "$work/archives" "$mount/var/cache/apt/archives"
     mount --bind "$work/lists" "$mount/var/lib/apt/lists"
     sources v2 >"$mount/etc/apt/sources.list"

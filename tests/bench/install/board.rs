@@ -144,7 +144,8 @@ impl Board {
             served,
             written,
         };
-        let seconds = |time: Timestamp| (time.as_nanosecond() - called.as_nanosecond()) as f64 / 1e9;
+        let seconds =
+            |time: Timestamp| (time.as_nanosecond() - called.as_nanosecond()) as f64 / 1e9;
         let (from, to) = (seconds(times.0), seconds(times.1));
         let at = |second: f64| {
             glances
@@ -162,10 +163,14 @@ impl Board {
     }
 
     async fn call(&self, rig: &Rig, url: &str) -> io::Result<String> {
-        let (status, body) = rig.invoke(json!({"fwPackageUri": url, "force": true})).await;
+        let (status, body) = rig
+            .invoke(json!({"fwPackageUri": url, "force": true}))
+            .await;
         match (status, body["updateId"].as_str()) {
             (200, Some(id)) => Ok(id.to_owned()),
-            _ => Err(io::Error::other(format!("the daemon answered {status}: {body}"))),
+            _ => Err(io::Error::other(format!(
+                "the daemon answered {status}: {body}"
+            ))),
         }
     }
 
@@ -196,7 +201,10 @@ impl Board {
             let found = names.iter().find_map(|name| find(&state["machine"], name));
             found.and_then(|time| time.parse().ok())
         };
-        let times = (of(&["downloading"]), of(&["downloadComplete", "download_complete"]));
+        let times = (
+            of(&["downloading"]),
+            of(&["downloadComplete", "download_complete"]),
+        );
         match times {
             (Some(from), Some(to)) => Ok((from, to)),
             _ => Err(io::Error::other("the daemon's state names no times")),
@@ -211,14 +219,19 @@ impl Board {
         let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.id())).unwrap_or_default();
         let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
         let ticks = after.split_whitespace().skip(11).take(2);
-        ticks.filter_map(|word| word.parse::<f64>().ok()).sum::<f64>() / 100.0
+        ticks
+            .filter_map(|word| word.parse::<f64>().ok())
+            .sum::<f64>()
+            / 100.0
     }
 
     /// The largest resident set of the daemon so far, bytes.
     fn memory(&self) -> Option<u64> {
         let daemon = self.device.daemon.as_ref()?;
         let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
         Some(kib << 10)
     }
@@ -232,9 +245,22 @@ impl Board {
 }
 
 /// A signed image of `raw`; with what else `fwupdatectl image build` is told.
-pub(crate) fn build(rig: &Rig, raw: &Path, version: &str, to: &Path, more: &[&str]) -> io::Result<()> {
+pub(crate) fn build(
+    rig: &Rig,
+    raw: &Path,
+    version: &str,
+    to: &Path,
+    more: &[&str],
+) -> io::Result<()> {
     run(fwupdatectl()
-        .args(["image", "build", "--version", version, "--compatible", COMPATIBLE])
+        .args([
+            "image",
+            "build",
+            "--version",
+            version,
+            "--compatible",
+            COMPATIBLE,
+        ])
         .arg("--key")
         .arg(&rig.key)
         .arg("--rootfs")

@@ -63,7 +63,10 @@ impl Slot {
         out.set_len(size)?;
         if !sparse {
             // Written once, so that no run pays for the allocation.
-            let (dd, of) = (format!("count={}", size >> 20), format!("of={}", file.display()));
+            let (dd, of) = (
+                format!("count={}", size >> 20),
+                format!("of={}", file.display()),
+            );
             run(Command::new("dd").args([
                 "if=/dev/zero",
                 &of,
@@ -98,26 +101,35 @@ impl Slot {
             "conv=fsync",
             "status=none",
         ]))?;
-        run(Command::new("blockdev").arg("--flushbufs").arg(&self.device))
+        run(Command::new("blockdev")
+            .arg("--flushbufs")
+            .arg(&self.device))
     }
 
     /// Bytes written to it since it exists, as the kernel counts (Documentation/block/stat.rst).
     pub(crate) fn written(&self) -> u64 {
         let name = self.device.file_name().expect("a device").to_string_lossy();
         let stat = fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap_or_default();
-        let sectors = stat.split_whitespace().nth(6).and_then(|word| word.parse::<u64>().ok());
+        let sectors = stat
+            .split_whitespace()
+            .nth(6)
+            .and_then(|word| word.parse::<u64>().ok());
         sectors.unwrap_or(0) * 512
     }
 
     /// Its number, `major:minor`.
     pub(crate) fn number(&self) -> io::Result<String> {
         let name = self.device.file_name().expect("a device").to_string_lossy();
-        Ok(fs::read_to_string(format!("/sys/block/{name}/dev"))?.trim().to_owned())
+        Ok(fs::read_to_string(format!("/sys/block/{name}/dev"))?
+            .trim()
+            .to_owned())
     }
 
     /// Whether it begins with the bytes of `image`.
     pub(crate) fn holds(&self, image: &Path) -> io::Result<bool> {
-        run(Command::new("blockdev").arg("--flushbufs").arg(&self.device))?;
+        run(Command::new("blockdev")
+            .arg("--flushbufs")
+            .arg(&self.device))?;
         let size = fs::metadata(image)?.len();
         let same = Command::new("cmp")
             .args(["-s", "-n", &size.to_string()])
@@ -189,7 +201,8 @@ pub(crate) fn measure(
 /// Processor seconds of all children that have ended.
 fn children() -> f64 {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("it is a valid question");
-    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    let seconds =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
     seconds(usage.user_time()) + seconds(usage.system_time())
 }
 
@@ -205,7 +218,11 @@ pub(crate) fn output(command: &mut Command) -> io::Result<String> {
         return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&out.stderr);
-    Err(io::Error::other(format!("{command:?} ended with {}: {}", out.status, said.trim())))
+    Err(io::Error::other(format!(
+        "{command:?} ended with {}: {}",
+        out.status,
+        said.trim()
+    )))
 }
 
 /// Whether there is a program of this name.

@@ -15,7 +15,11 @@ const BLOCK: usize = 4096;
 const SQUASH: usize = 128 << 10;
 
 /// Calls `each` with every piece of `size` bytes of a file and its number; the last may be shorter.
-fn pieces(path: &Path, size: usize, mut each: impl FnMut(usize, &[u8]) -> io::Result<()>) -> io::Result<()> {
+fn pieces(
+    path: &Path,
+    size: usize,
+    mut each: impl FnMut(usize, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut file = File::open(path)?;
     let mut piece = Vec::with_capacity(size);
     for number in 0.. {
@@ -36,8 +40,14 @@ pub(crate) fn differing(old: &Path, new: &Path) -> io::Result<u64> {
     let mut differ = 0;
     pieces(new, BLOCK, |_, block| {
         before.clear();
-        (&mut other).take(block.len() as u64).read_to_end(&mut before)?;
-        differ += if before == block { 0 } else { block.len() as u64 };
+        (&mut other)
+            .take(block.len() as u64)
+            .read_to_end(&mut before)?;
+        differ += if before == block {
+            0
+        } else {
+            block.len() as u64
+        };
         Ok(())
     })?;
     Ok(differ)
@@ -54,7 +64,9 @@ pub(crate) fn rauc_adaptive(old: &Path, new: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     pieces(new, SQUASH, |_, squash| {
         bytes += 32 * squash.len().div_ceil(BLOCK) as u64;
-        let missing = squash.chunks(BLOCK).any(|block| !known.contains(&Sha256::of(block).to_string()));
+        let missing = squash
+            .chunks(BLOCK)
+            .any(|block| !known.contains(&Sha256::of(block).to_string()));
         if missing {
             bytes += zstd::bulk::compress(squash, 15)?.len() as u64;
         }

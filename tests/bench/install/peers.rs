@@ -28,7 +28,10 @@ pub(crate) struct Peer {
     pub(crate) note: &'static str,
 }
 
-const PLAIN: (&str, &str) = ("zstd -q -T0 -9 -f \"$RAW\" -o \"$FILES/new.img.zst\"", "new.img.zst");
+const PLAIN: (&str, &str) = (
+    "zstd -q -T0 -9 -f \"$RAW\" -o \"$FILES/new.img.zst\"",
+    "new.img.zst",
+);
 
 /// Tools that write the whole image into the slot.
 pub(crate) const WHOLE: &[Peer] = &[
@@ -250,7 +253,10 @@ impl Peer {
         let tools = ground.tools.join("bin");
         let missing = |program: &&&str| !has(program) && !tools.join(program).is_file();
         if let Some(program) = self.needs.iter().find(missing) {
-            return Err(format!("{program} is not installed; install {}", self.install));
+            return Err(format!(
+                "{program} is not installed; install {}",
+                self.install
+            ));
         }
         run(&mut ground.script(KEYS)).map_err(|error| error.to_string())?;
         if self.make.is_empty() || ground.files.join(self.makes).exists() {
@@ -263,9 +269,16 @@ impl Peer {
     pub(crate) fn measure(&self, ground: &Ground<'_>) -> io::Result<Cost> {
         let out = ground.scratch.join("out");
         let _ = fs::remove_file(&out);
-        let cost = measure(&mut ground.script(self.run), ground.server, Some(ground.target), ground.scratch)?;
+        let cost = measure(
+            &mut ground.script(self.run),
+            ground.server,
+            Some(ground.target),
+            ground.scratch,
+        )?;
         if self.fills && !ground.target.holds(ground.new)? {
-            return Err(io::Error::other("the slot does not hold the image afterwards"));
+            return Err(io::Error::other(
+                "the slot does not hold the image afterwards",
+            ));
         }
         let _ = fs::remove_file(&out);
         Ok(cost)

@@ -96,7 +96,11 @@ impl Report {
             let _ = write!(page, "\n## {}\n\n{}\n\n", table.title, table.about);
             page.push_str(&markdown(table));
             for (name, title, of) in FIGURES {
-                let bars: Vec<_> = table.rows.iter().filter(|row| figures(row, of).most() > 0.0).collect();
+                let bars: Vec<_> = table
+                    .rows
+                    .iter()
+                    .filter(|row| figures(row, of).most() > 0.0)
+                    .collect();
                 if table.rows.len() > 2 && bars.len() > 2 {
                     let file = format!("performance-{}-{name}.svg", slug(&table.title));
                     fs::write(docs.join(&file), svg(title, &bars, of))?;
@@ -128,7 +132,9 @@ type Number = fn(&super::measure::Cost) -> f64;
 
 const FIGURES: [(&str, &str, Number); 2] = [
     ("time", "Seconds, median", |cost| cost.wall),
-    ("bytes", "MB downloaded, median", |cost| cost.served.bytes as f64 / 1e6),
+    ("bytes", "MB downloaded, median", |cost| {
+        cost.served.bytes as f64 / 1e6
+    }),
 ];
 
 fn figures(row: &Row, of: Number) -> Figures {
@@ -138,7 +144,11 @@ fn figures(row: &Row, of: Number) -> Figures {
 fn slug(title: &str) -> String {
     let words = title.to_lowercase();
     let words = words.split(|letter: char| !letter.is_ascii_alphanumeric());
-    words.filter(|word| !word.is_empty()).take(4).collect::<Vec<_>>().join("-")
+    words
+        .filter(|word| !word.is_empty())
+        .take(4)
+        .collect::<Vec<_>>()
+        .join("-")
 }
 
 /// The columns of a table: head and cell.
@@ -152,7 +162,9 @@ fn cells(table: &Table, row: &Row) -> Vec<(&'static str, String)> {
         format!("{} / {} / {}", number(least), number(median), number(most))
     };
     let ratio = |of: Number| {
-        let base = base.map(|base| figures(base, of).median()).unwrap_or_default();
+        let base = base
+            .map(|base| figures(base, of).median())
+            .unwrap_or_default();
         let own = figures(row, of).median();
         if base > 0.0 && own > 0.0 {
             format!("{:.2}", own / base)
@@ -172,9 +184,23 @@ fn cells(table: &Table, row: &Row) -> Vec<(&'static str, String)> {
     let dash = || "-".to_owned();
     vec![
         ("tool", row.tool.clone()),
-        ("wall s", if timed { three(&figures(row, |cost| cost.wall)) } else { dash() }),
+        (
+            "wall s",
+            if timed {
+                three(&figures(row, |cost| cost.wall))
+            } else {
+                dash()
+            },
+        ),
         ("ratio", ratio(|cost| cost.wall)),
-        ("CPU s", if timed { three(&figures(row, |cost| cost.processor)) } else { dash() }),
+        (
+            "CPU s",
+            if timed {
+                three(&figures(row, |cost| cost.processor))
+            } else {
+                dash()
+            },
+        ),
         ("ratio", ratio(|cost| cost.processor)),
         ("MB down", mib(|cost| cost.served.bytes as f64, 1e6)),
         ("requests", mib(|cost| cost.served.requests as f64, 1.0)),
@@ -190,7 +216,12 @@ fn markdown(table: &Table) -> String {
         let cells = cells(table, row);
         if index == 0 {
             let heads: Vec<_> = cells.iter().map(|(head, _)| *head).collect();
-            let _ = writeln!(text, "| {} |\n|{}", heads.join(" | "), "---|".repeat(heads.len()));
+            let _ = writeln!(
+                text,
+                "| {} |\n|{}",
+                heads.join(" | "),
+                "---|".repeat(heads.len())
+            );
         }
         let values: Vec<_> = cells.into_iter().map(|(_, value)| value).collect();
         let _ = writeln!(text, "| {} |", values.join(" | "));
@@ -204,15 +235,26 @@ fn text(table: &Table) -> String {
         return String::new();
     };
     let width = |column: usize| {
-        let longest = rows.iter().map(|row| row[column].1.len()).max().unwrap_or(0);
+        let longest = rows
+            .iter()
+            .map(|row| row[column].1.len())
+            .max()
+            .unwrap_or(0);
         longest.max(first[column].0.len())
     };
     let widths: Vec<_> = (0..first.len()).map(width).collect();
     let line = |values: Vec<&str>| {
-        let padded = values.iter().zip(&widths).map(|(value, width)| format!("{value:<width$}"));
+        let padded = values
+            .iter()
+            .zip(&widths)
+            .map(|(value, width)| format!("{value:<width$}"));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
-    let mut text = format!("{}\n{}\n", table.title, line(first.iter().map(|(head, _)| *head).collect()));
+    let mut text = format!(
+        "{}\n{}\n",
+        table.title,
+        line(first.iter().map(|(head, _)| *head).collect())
+    );
     for row in &rows {
         text.push_str(&line(row.iter().map(|(_, value)| value.as_str()).collect()));
         text.push('\n');
@@ -225,7 +267,10 @@ fn svg(title: &str, rows: &[&Row], of: Number) -> String {
     const LEFT: f64 = 250.0;
     const WIDE: f64 = 420.0;
     const HIGH: f64 = 26.0;
-    let most = rows.iter().map(|row| figures(row, of).most()).fold(0.0, f64::max);
+    let most = rows
+        .iter()
+        .map(|row| figures(row, of).most())
+        .fold(0.0, f64::max);
     let height = 44.0 + HIGH * rows.len() as f64;
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 760 {height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
@@ -236,7 +281,11 @@ fn svg(title: &str, rows: &[&Row], of: Number) -> String {
         let at = |value: f64| LEFT + value / most * WIDE;
         let top = 36.0 + HIGH * index as f64;
         let middle = top + HIGH / 2.0 - 3.0;
-        let colour = if row.tool.starts_with("fwupdated") { "#1f77b4" } else { "#b0b0b0" };
+        let colour = if row.tool.starts_with("fwupdated") {
+            "#1f77b4"
+        } else {
+            "#b0b0b0"
+        };
         let name = row.tool.replace('&', "&amp;").replace('<', "&lt;");
         let _ = write!(
             text,
@@ -269,7 +318,8 @@ fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let release = Command::new("uname").arg("-rm").output();
     let release = release.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned());
-    let sha = of("flags").is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "sha_ni"));
+    let sha =
+        of("flags").is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "sha_ni"));
     format!(
         "a machine with {cores} cores ({}{}), Linux {}",
         of("model name").unwrap_or_else(|| "unknown processor".to_owned()),

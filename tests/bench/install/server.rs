@@ -23,12 +23,16 @@ pub(crate) struct Served {
     pub(crate) requests: u64,
     /// Bytes of bodies, the heads between several ranges included.
     pub(crate) bytes: u64,
+    /// Of these, bytes of ranges that begin behind the [mark](Server::mark).
+    pub(crate) behind: u64,
 }
 
 #[derive(Default)]
 struct Counters {
     requests: AtomicU64,
     bytes: AtomicU64,
+    behind: AtomicU64,
+    mark: AtomicU64,
 }
 
 /// The server; its threads end with the process.
@@ -61,8 +65,14 @@ impl Server {
         format!("http://127.0.0.1:{}/{name}", self.address.port())
     }
 
+    /// From here on, what is asked for is payload.
+    pub(crate) fn mark(&self, position: u64) {
+        self.counters.mark.store(position, Relaxed);
+    }
+
     /// Counts from nothing again.
     pub(crate) fn reset(&self) {
+        self.counters.behind.store(0, Relaxed);
         self.counters.requests.store(0, Relaxed);
         self.counters.bytes.store(0, Relaxed);
     }
@@ -72,6 +82,7 @@ impl Server {
         Served {
             requests: self.counters.requests.load(Relaxed),
             bytes: self.counters.bytes.load(Relaxed),
+            behind: self.counters.behind.load(Relaxed),
         }
     }
 }
@@ -173,6 +184,9 @@ fn answer(
             stream.write_all(before.as_bytes())?;
             io::copy(&mut part(&file, *start)?.take(end - start), &mut stream)?;
             sent += before.len() as u64 + end - start;
+            if *start >= counters.mark.load(Relaxed) {
+                counters.behind.fetch_add(end - start, Relaxed);
+            }
         }
         stream.write_all(tail.as_bytes())?;
         counters.bytes.fetch_add(sent, Relaxed);

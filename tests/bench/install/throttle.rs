@@ -20,7 +20,10 @@ impl Throttle {
     /// The kernel has no such limit, or does not let this program set it.
     pub(crate) fn new(slot: &Slot, rate: u64) -> io::Result<Self> {
         let number = slot.number()?;
-        let (old, new) = (Path::new("/sys/fs/cgroup/blkio"), Path::new("/sys/fs/cgroup"));
+        let (old, new) = (
+            Path::new("/sys/fs/cgroup/blkio"),
+            Path::new("/sys/fs/cgroup"),
+        );
         if old.join("tasks").exists() {
             let throttle = Self::make(old)?;
             let file = throttle.group.join("blkio.throttle.write_bps_device");
@@ -29,11 +32,16 @@ impl Throttle {
         }
         let controllers = fs::read_to_string(new.join("cgroup.controllers"))?;
         if !controllers.split_whitespace().any(|name| name == "io") {
-            return Err(io::Error::other("this kernel has no io controller for control groups"));
+            return Err(io::Error::other(
+                "this kernel has no io controller for control groups",
+            ));
         }
         fs::write(new.join("cgroup.subtree_control"), "+io")?;
         let throttle = Self::make(new)?;
-        fs::write(throttle.group.join("io.max"), format!("{number} wbps={rate}\n"))?;
+        fs::write(
+            throttle.group.join("io.max"),
+            format!("{number} wbps={rate}\n"),
+        )?;
         Ok(throttle)
     }
 

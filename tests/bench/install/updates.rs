@@ -1,8 +1,8 @@
-//! The scenes in which the device has something already: updates, the same release again, and memory by size.
+//! The scenes in which the device has something already: updates, and the same release again.
 
 use super::{
-    Board, Command, Cost, Duration, Figures, GIB, Instant, Path, Row, Slot, Stage, Table, Target, UPDATES, board, fs,
-    fwupdatectl, has, io, number, ours, output, pair, ratios, run, words,
+    Command, Cost, Figures, Instant, Path, Row, Stage, Table, Target, UPDATES, fs, fwupdatectl,
+    has, io, number, ours, output, pair, ratios, run, words,
 };
 use std::os::unix::fs::FileExt;
 
@@ -11,7 +11,11 @@ impl Stage {
     pub(super) async fn updates(&mut self, index: usize) -> io::Result<()> {
         let name = self.new[index].0;
         let smoke = self.wish.smoke;
-        let mut cast = if smoke { Vec::new() } else { self.cast(UPDATES, index)? };
+        let mut cast = if smoke {
+            Vec::new()
+        } else {
+            self.cast(UPDATES, index)?
+        };
         let (mut full, mut any, mut delta) = (
             ours("fwupdated, full image"),
             ours("fwupdated, any to any"),
@@ -20,7 +24,8 @@ impl Stage {
         full.note = "another device, which has nothing of it".to_owned();
         for _ in 0..self.wish.runs {
             self.act(&mut cast, index)?;
-            any.runs.push(self.install(index, None, None, None).await?.whole);
+            any.runs
+                .push(self.install(index, None, None, None).await?.whole);
         }
         if index == 0 {
             full.runs.clone_from(&self.full);
@@ -28,11 +33,15 @@ impl Stage {
         let mut in_place = ours("fwupdated, any to any, the target holds the old release");
         let old = self.old.clone();
         for _ in 0..self.wish.runs {
-            in_place.runs.push(self.install(index, Some(&old), None, None).await?.whole);
+            in_place
+                .runs
+                .push(self.install(index, Some(&old), None, None).await?.whole);
         }
         if self.make_delta(index)? {
             for _ in 0..self.wish.runs {
-                delta.runs.push(self.install(index, None, None, None).await?.whole);
+                delta
+                    .runs
+                    .push(self.install(index, None, None, None).await?.whole);
             }
         }
         let differ = pair::differing(&self.old, &self.new[index].1)?;
@@ -50,14 +59,22 @@ impl Stage {
                 let options = [level, "--long=31", patch.as_str()];
                 if let Some(size) = self.kept_patch(index, &file, &options)? {
                     let tool = format!("zstd --patch-from {level} --long=31");
-                    rows.push(computed(&tool, size, "this pair only, over the raw images; gigabytes to make and to apply"));
+                    rows.push(computed(
+                        &tool,
+                        size,
+                        "this pair only, over the raw images; gigabytes to make and to apply",
+                    ));
                 }
             }
         }
         self.update_targets(name, &rows, &full, &any, &delta, &written);
         let base = rows.len();
         rows.push(any);
-        rows.extend([in_place, delta, full].into_iter().filter(|row| !row.runs.is_empty()));
+        rows.extend(
+            [in_place, delta, full]
+                .into_iter()
+                .filter(|row| !row.runs.is_empty()),
+        );
         self.report.table(Table {
             title: format!("Update from v1 to {name}"),
             about: format!(
@@ -72,34 +89,62 @@ impl Stage {
         Ok(())
     }
 
-    fn update_targets(&mut self, name: &str, peers: &[Row], full: &Row, any: &Row, delta: &Row, written: &Figures) {
+    fn update_targets(
+        &mut self,
+        name: &str,
+        peers: &[Row],
+        full: &Row,
+        any: &Row,
+        delta: &Row,
+        written: &Figures,
+    ) {
         let bytes = |row: &Row| row.figures(|cost| cost.served.bytes as f64).median();
-        let of = |start: &'static str| {
-            peers.iter().filter(move |row| row.tool.starts_with(start))
-        };
+        let of = |start: &'static str| peers.iter().filter(move |row| row.tool.starts_with(start));
         let mb = |bytes: f64| format!("{} MB", number(bytes / 1e6));
-        let chunked = ["casync", "zchunk", "bita", "RAUC"].iter().flat_map(|start| of(start));
+        let chunked = ["casync", "zchunk", "bita", "RAUC"]
+            .iter()
+            .flat_map(|start| of(start));
         let best = chunked.min_by(|one, other| bytes(one).total_cmp(&bytes(other)));
         if let Some(best) = best {
             let ratio = bytes(any) / bytes(best);
             self.report.target(Target {
-                what: if name == "v2r" { "bytes v1 to v2r, any to any, against the best of the others" } else { "bytes v1 to v2i, any to any, against the best of the others" },
+                what: if name == "v2r" {
+                    "bytes v1 to v2r, any to any, against the best of the others"
+                } else {
+                    "bytes v1 to v2i, any to any, against the best of the others"
+                },
                 at_most: "≤ 0.95",
-                measured: format!("{ratio:.3} ({} to {} of {})", mb(bytes(any)), mb(bytes(best)), best.tool),
+                measured: format!(
+                    "{ratio:.3} ({} to {} of {})",
+                    mb(bytes(any)),
+                    mb(bytes(best)),
+                    best.tool
+                ),
                 met: ratio <= 0.95,
                 bound: String::new(),
             });
         }
-        let patch = of("zstd --patch-from -19").next().or_else(|| of("zstd --patch-from -3").next());
+        let patch = of("zstd --patch-from -19")
+            .next()
+            .or_else(|| of("zstd --patch-from -3").next());
         if let (Some(patch), false) = (patch, delta.runs.is_empty()) {
             let ratio = bytes(delta) / bytes(patch);
             let only = patch.tool.contains("-3");
             self.report.target(Target {
                 what: "bytes with a static delta, against `zstd --patch-from -19 --long=31`",
                 at_most: "≤ 0.78",
-                measured: format!("{ratio:.3} ({} to {} of {})", mb(bytes(delta)), mb(bytes(patch)), patch.tool),
+                measured: format!(
+                    "{ratio:.3} ({} to {} of {})",
+                    mb(bytes(delta)),
+                    mb(bytes(patch)),
+                    patch.tool
+                ),
                 met: ratio <= 0.78 && !only,
-                bound: if only { "compared with level -3, for want of -19".to_owned() } else { String::new() },
+                bound: if only {
+                    "compared with level -3, for want of -19".to_owned()
+                } else {
+                    String::new()
+                },
             });
         }
         if !delta.runs.is_empty() {
@@ -109,7 +154,10 @@ impl Stage {
                 at_most: "≤ 400",
                 measured: number(requests.most()),
                 met: requests.most() <= 400.0,
-                bound: format!("any to any: {}", number(any.figures(|cost| cost.served.requests as f64).median())),
+                bound: format!(
+                    "any to any: {}",
+                    number(any.figures(|cost| cost.served.requests as f64).median())
+                ),
             });
             if !full.runs.is_empty() {
                 let ratio = ratios(delta, full, |cost| cost.wall);
@@ -135,31 +183,60 @@ impl Stage {
 
     /// The delta beside the image, where `fwupdatectl` makes one.
     fn make_delta(&mut self, index: usize) -> io::Result<bool> {
-        let can = fwupdatectl().args(["image", "delta", "--help"]).output()?.status.success();
+        let can = fwupdatectl()
+            .args(["image", "delta", "--help"])
+            .output()?
+            .status
+            .success();
         if !can {
-            self.report.skip("static deltas: this fwupdatectl makes none".to_owned());
+            self.report
+                .skip("static deltas: this fwupdatectl makes none".to_owned());
             return Ok(false);
         }
         let began = Instant::now();
         let old = self.files.join("old.img.zst");
-        let said = output(fwupdatectl().args(["image", "delta"]).arg(old).arg(self.ours(index)))?;
-        println!("{} ({} s)", said.trim(), number(began.elapsed().as_secs_f64()));
+        let said = output(
+            fwupdatectl()
+                .args(["image", "delta"])
+                .arg(old)
+                .arg(self.ours(index)),
+        )?;
+        println!(
+            "{} ({} s)",
+            said.trim(),
+            number(began.elapsed().as_secs_f64())
+        );
         Ok(true)
     }
 
     /// The size of a patch made by `zstd`, as it was kept, or made now: `-19` only with `--slow`.
-    fn kept_patch(&mut self, index: usize, file: &str, options: &[&str]) -> io::Result<Option<u64>> {
+    fn kept_patch(
+        &mut self,
+        index: usize,
+        file: &str,
+        options: &[&str],
+    ) -> io::Result<Option<u64>> {
         let kept = self.files.join(file);
-        if let Some(size) = fs::read_to_string(&kept).ok().and_then(|text| text.trim().parse().ok()) {
+        if let Some(size) = fs::read_to_string(&kept)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+        {
             return Ok(Some(size));
         }
         if !has("zstd") || (options.contains(&"-19") && !self.wish.slow) {
             let what = format!("zstd --patch-from {} for {}", options[0], self.new[index].0);
-            self.report.skip(format!("{what}: takes half an hour and 5 GB; --slow makes it once and keeps its size"));
+            self.report.skip(format!(
+                "{what}: takes half an hour and 5 GB; --slow makes it once and keeps its size"
+            ));
             return Ok(None);
         }
         let to = self.scratch.join("patch.zst");
-        run(Command::new("zstd").args(["-q", "-f"]).args(options).arg(&self.new[index].1).arg("-o").arg(&to))?;
+        run(Command::new("zstd")
+            .args(["-q", "-f"])
+            .args(options)
+            .arg(&self.new[index].1)
+            .arg("-o")
+            .arg(&to))?;
         let size = fs::metadata(&to)?.len();
         fs::remove_file(&to)?;
         fs::write(kept, size.to_string())?;
@@ -174,25 +251,34 @@ impl Stage {
             ours("fwupdated"),
             ours("fwupdated, without read back"),
         );
+        self.server.mark(first_frames(&self.ours(0))?);
         for _ in 0..self.wish.runs {
             let installed = self.install(0, Some(&raw), None, None).await?;
             whole.runs.push(installed.whole);
             unread.runs.push(installed.unread);
             let began = Instant::now();
             let device = format!("if={}", self.board.target().device.display());
-            run(Command::new("dd").args([&device, "of=/dev/null", "bs=4M", "iflag=direct", "status=none"]))?;
+            run(Command::new("dd").args([
+                &device,
+                "of=/dev/null",
+                "bs=4M",
+                "iflag=direct",
+                "status=none",
+            ]))?;
             let wall = began.elapsed().as_secs_f64();
-            read.runs.push(Cost { wall, ..Cost::default() });
+            read.runs.push(Cost {
+                wall,
+                ..Cost::default()
+            });
         }
-        let header = first_frames(&self.ours(0))?;
-        let payload = whole.figures(|cost| cost.served.bytes.saturating_sub(2 * header) as f64);
+        let payload = whole.figures(|cost| cost.served.behind as f64);
         let written = whole.figures(|cost| cost.written as f64);
         self.report.target(Target {
             what: "the same release again: payload fetched, bytes written",
             at_most: "0, 0",
             measured: format!("{}, {}", number(payload.most()), number(written.most())),
             met: payload.most() == 0.0 && written.most() == 0.0,
-            bound: "the header and the index are fetched twice: checked before, and used while, the slot is written".to_owned(),
+            bound: "header and index are fetched twice: to be checked before the slot is touched, and to be used".to_owned(),
         });
         let ratio = ratios(&unread, &read, |cost| cost.wall);
         self.report.target(Target {
@@ -210,48 +296,6 @@ impl Stage {
         });
         Ok(())
     }
-
-    /// The daemon's memory by size of the image.
-    pub(super) async fn memory(&mut self) -> io::Result<()> {
-        let sizes: &[u64] = if self.wish.smoke { &[GIB / 16] } else { &[GIB, 4 * GIB, 16 * GIB] };
-        let mut rows = Vec::new();
-        for size in sizes {
-            let label = format!("fwupdated, {} GiB", number(*size as f64 / GIB as f64));
-            let name = format!("memory-{size}");
-            let (raw, file) = (self.dir.path().join(&name), format!("{name}.img.zst"));
-            scattered(&raw, *size)?;
-            board::build(&self.rig, &raw, "3.0.0", &self.files.join(&file), &["--level", "1"])?;
-            let slots = ["a", "b"].map(|slot| Slot::new(&self.dir.path().join(format!("{name}-{slot}")), *size, true));
-            let [a, b] = slots;
-            let mut board = Board::new(&self.rig, &self.dir.path().join(format!("{name}-device")), [a?, b?]).await?;
-            let installed = board.install(&self.rig, &self.server, &self.server.url(&file), None, None).await?;
-            if !board.target().holds(&raw)? {
-                return Err(io::Error::other(format!("{label}: the slot does not hold the image afterwards")));
-            }
-            let mut row = ours(&label);
-            row.runs.push(installed.whole);
-            rows.push(row);
-            fs::remove_file(&raw)?;
-            fs::remove_file(self.files.join(&file))?;
-        }
-        let peak = Figures::new(rows.iter().flat_map(|row| &row.runs).filter_map(|cost| cost.memory).map(|bytes| bytes as f64 / (1 << 20) as f64));
-        self.report.target(Target {
-            what: "peak resident memory of the daemon, installing 1, 4 and 16 GiB, MiB",
-            at_most: "≤ 32, flat",
-            measured: words(&peak),
-            met: peak.most() <= 32.0 && peak.most() - peak.least() < 4.0,
-            bound: String::new(),
-        });
-        self.report.table(Table {
-            title: "Memory by size".to_owned(),
-            about: "Sparse images, 1 MiB of data in every 16 MiB.".to_owned(),
-            rows,
-            base: 0,
-        });
-        // A moment for the hub to see the device go.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        Ok(())
-    }
 }
 
 /// A line for what was computed or made without a client.
@@ -263,21 +307,6 @@ fn computed(tool: &str, bytes: u64, note: &str) -> Row {
         runs: vec![cost],
         note: note.to_owned(),
     }
-}
-
-/// A sparse file with data in every sixteenth MiB.
-fn scattered(path: &Path, size: u64) -> io::Result<()> {
-    let file = fs::File::create(path)?;
-    file.set_len(size)?;
-    let mut piece = vec![0; 1 << 20];
-    for place in (0..size).step_by(16 << 20) {
-        for (at, word) in piece.chunks_exact_mut(8).enumerate() {
-            let value = (place + at as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            word.copy_from_slice(&(value ^ (value >> 29)).to_le_bytes());
-        }
-        file.write_all_at(&piece, place)?;
-    }
-    Ok(())
 }
 
 /// Bytes of the skippable frames at the start of a file: manifest and index (RFC 8878, 3.1.2).

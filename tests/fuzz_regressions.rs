@@ -48,6 +48,7 @@ targets! {
     chunk at "fuzz/fuzz_targets/chunk.rs",
     cutter at "fuzz/fuzz_targets/cutter.rs",
     damaged at "fuzz/fuzz_targets/damaged.rs",
+    delta at "fuzz/fuzz_targets/delta.rs",
     header at "fuzz/fuzz_targets/header.rs",
     hub_messages at "fuzz/fuzz_targets/hub_messages.rs",
     hub_twin at "fuzz/fuzz_targets/hub_twin.rs",

@@ -346,6 +346,7 @@ mod tests {
         let image = ImageFacts {
             version: None,
             size: Some(4096),
+            boot_size: 0,
             manifest: None,
             security_epoch: 0,
         };

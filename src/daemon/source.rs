@@ -231,6 +231,7 @@ impl Source {
                 seen: Mutex::new(None),
             }),
             failure: Arc::default(),
+            header_end: AtomicU64::new(u64::MAX),
         }
     }
 

@@ -34,6 +34,9 @@ static NOISE: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
     [noise(0), noise(1)]
 });
 
+/// So often is a group made again with one chunk less that is linked, before none is.
+const TRIES: usize = 8;
+
 /// Chunks that are compressed together.
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -90,29 +93,35 @@ impl GroupEncoder {
 
     /// Makes the frames of a group.
     pub(crate) fn encode(&mut self, group: &Group) -> io::Result<Frames> {
-        let frames = self.frames(group, self.max_prefix)?;
-        if self.is_plain_zstd(&frames, group) {
-            return Ok(frames);
+        let mut alone = Vec::new();
+        for _ in 0..TRIES {
+            let frames = self.frames(group, self.max_prefix, &alone)?;
+            let Some(wrong) = self.first_wrong_chunk(&frames, group) else {
+                return Ok(frames);
+            };
+            // It depends on what only the chunks before it in the frame could tell.
+            alone.push(wrong);
         }
-        let frames = self.frames(group, 0)?;
-        if self.is_plain_zstd(&frames, group) {
-            return Ok(frames);
+        let frames = self.frames(group, 0, &[])?;
+        match self.first_wrong_chunk(&frames, group) {
+            None => Ok(frames),
+            Some(_) => Err(io::Error::other("it does not decode what it encoded")),
         }
-        Err(io::Error::other("it does not decode what it encoded"))
     }
 
-    fn frames(&mut self, group: &Group, max_prefix: usize) -> io::Result<Frames> {
+    /// Chunks whose numbers are in `alone` begin a frame, and so do those that cannot be linked.
+    fn frames(&mut self, group: &Group, max_prefix: usize, alone: &[usize]) -> io::Result<Frames> {
         let mut frames = Frames::default();
         let mut open: Option<Open> = None;
         let mut start = 0;
-        for end in &group.ends {
+        for (number, end) in group.ends.iter().enumerate() {
             let raw = &group.raw[start..*end];
             let linked = match &open {
-                Some(frame) => {
+                Some(frame) if !alone.contains(&number) => {
                     let from = frame.raw_at.max(start.saturating_sub(max_prefix));
                     from < start && self.compress(&group.raw[from..start], raw)?
                 }
-                None => false,
+                _ => false,
             };
             if !linked {
                 if let Some(frame) = open.take() {
@@ -183,13 +192,22 @@ impl GroupEncoder {
         Ok(decoded == Ok(raw.len()) && self.decoded == raw)
     }
 
-    fn is_plain_zstd(&mut self, frames: &Frames, group: &Group) -> bool {
+    /// Decodes the frames as any zstd decoder would; names the first chunk that comes out wrong.
+    fn first_wrong_chunk(&mut self, frames: &Frames, group: &Group) -> Option<usize> {
         let mut decoded = mem::take(&mut self.decoded);
+        decoded.clear();
         decoded.resize(group.raw.len(), 0);
         let len = self.decoder.decompress(&mut decoded[..], &frames.bytes);
-        let right = len == Ok(group.raw.len()) && decoded == group.raw;
+        let wrong = if len == Ok(group.raw.len()) && decoded == group.raw {
+            None
+        } else {
+            // What came out before an error is there all the same.
+            let at = decoded.iter().zip(&group.raw).position(|(a, b)| a != b);
+            let at = at.unwrap_or(group.raw.len() - 1);
+            Some(group.ends.partition_point(|end| *end <= at))
+        };
         self.decoded = decoded;
-        right
+        wrong
     }
 }
 

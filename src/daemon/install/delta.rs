@@ -379,7 +379,8 @@ mod tests {
         assert!(found.patches.iter().all(|wanted| *wanted));
         let last = patches.last().unwrap();
         let end = last.frame_offset + u64::from(last.frame_len);
-        assert_eq!(found.runs, [patches[0].frame_offset..end]);
+        let whole = patches[0].frame_offset..end;
+        assert_eq!(found.runs, std::slice::from_ref(&whole));
 
         // Only the first and the last are missing: far apart they are two requests, but one to a server that has no
         // ranges.

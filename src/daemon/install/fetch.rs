@@ -144,6 +144,9 @@ fn fill(
     )
 }
 
+/// A chunk, its number, and its frame.
+type Framed<'a> = (usize, ChunkEntry, &'a [u8]);
+
 /// The chunks of some runs as the network brings them.
 struct Frames<'a, I, R> {
     header: &'a Header,
@@ -161,7 +164,7 @@ where
     I: Iterator<Item = (usize, ChunkEntry)>,
     R: FnMut(&mut [u8], bool) -> std::io::Result<()>,
 {
-    fn next(&mut self) -> Result<Option<(usize, ChunkEntry, &[u8])>, Failure> {
+    fn next(&mut self) -> Result<Option<Framed<'_>>, Failure> {
         let begins = self.left.is_empty();
         if begins {
             match self.runs.next() {

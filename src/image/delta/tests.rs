@@ -312,7 +312,8 @@ fn a_dictionary_that_looks_like_one_of_zstd_is_plain_content() {
     let mut old = 0xEC30_A437_u32.to_le_bytes().to_vec();
     old.extend_from_slice(&noise(40_000, 1));
     // A copy: zstd leaves a dictionary aside that lies where the content does.
-    let frame = patch::encode(&old, &old[..30_000].to_vec(), 9).unwrap();
+    let copy = old[..30_000].to_vec();
+    let frame = patch::encode(&old, &copy, 9).unwrap();
     assert!(frame.len() < 100, "{}", frame.len());
     let mut out = Vec::new();
     let mut decoder = PatchDecoder::new();

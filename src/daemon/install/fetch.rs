@@ -144,6 +144,9 @@ fn fill(
     )
 }
 
+/// A chunk's number, its entry, and its bytes of the file.
+type Arrived<'a> = (usize, ChunkEntry, &'a [u8]);
+
 /// The chunks of some runs as the network brings them.
 struct Frames<'a, I, R> {
     header: &'a Header,
@@ -161,7 +164,7 @@ where
     I: Iterator<Item = (usize, ChunkEntry)>,
     R: FnMut(&mut [u8], bool) -> std::io::Result<()>,
 {
-    fn next(&mut self) -> Result<Option<(usize, ChunkEntry, &[u8])>, Failure> {
+    fn next(&mut self) -> Result<Option<Arrived<'_>>, Failure> {
         let begins = self.left.is_empty();
         if begins {
             match self.runs.next() {

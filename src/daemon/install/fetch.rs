@@ -144,8 +144,8 @@ fn fill(
     )
 }
 
-/// A chunk, its number, and its frame.
-type Framed<'a> = (usize, ChunkEntry, &'a [u8]);
+/// A chunk's number, its entry, and its bytes of the file.
+type Arrived<'a> = (usize, ChunkEntry, &'a [u8]);
 
 /// The chunks of some runs as the network brings them.
 struct Frames<'a, I, R> {
@@ -164,7 +164,7 @@ where
     I: Iterator<Item = (usize, ChunkEntry)>,
     R: FnMut(&mut [u8], bool) -> std::io::Result<()>,
 {
-    fn next(&mut self) -> Result<Option<Framed<'_>>, Failure> {
+    fn next(&mut self) -> Result<Option<Arrived<'_>>, Failure> {
         let begins = self.left.is_empty();
         if begins {
             match self.runs.next() {

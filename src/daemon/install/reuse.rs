@@ -79,9 +79,10 @@ fn from_running(filling: &mut Filling<'_>, paths: &[PathBuf]) -> Result<(), Fail
     };
     let payload = &filling.header.manifest().payload;
     // A partition may be far larger than what was ever installed in it.
+    let most = (2 * payload.size).max(2 * SAMPLES * SAMPLE);
     let parts: Vec<_> = slot
         .parts()
-        .map(|part| part.start..part.end.min(part.start + 2 * payload.size))
+        .map(|part| part.start..part.end.min(part.start + most))
         .collect();
     let mut read = |offset: u64, buffer: &mut [u8]| slot.read(offset, buffer).is_ok();
     let (cancel, chunking) = (&filling.installer.cancel, filling.chunking());

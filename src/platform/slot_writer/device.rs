@@ -167,21 +167,14 @@ impl Medium for DeviceMedium {
         // The kernel promises zeros in the range afterwards, or refuses: on a block device this is a
         // write-zeroes request that may unmap, never one that it would write out itself.
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match fallocate(&self.file, flags, signed(offset)?, signed(length)?) {
-            Ok(()) => Ok(true),
-            Err(
-                errno @ (Errno::EOPNOTSUPP
-                | Errno::ENOSYS
-                | Errno::ENODEV
-                | Errno::EINVAL
-                | Errno::EPERM),
-            ) => {
-                debug!(%errno, "the device cannot zero by itself");
-                self.zeroes = false;
-                Ok(false)
-            }
-            Err(errno) => Err(errno.into()),
+        let zeroed = fallocate(&self.file, flags, signed(offset)?, signed(length)?);
+        if let Err(errno) = zeroed {
+            // Whatever the reason: zeros are then written, over what may be zeroed in part; a medium that fails
+            // will say so there.
+            debug!(%errno, "the device does not zero by itself");
+            self.zeroes = false;
         }
+        Ok(self.zeroes)
     }
 
     fn next_data(&mut self, offset: u64, end: u64) -> u64 {

@@ -22,7 +22,8 @@ pub(super) trait Medium: Send {
     fn write(&mut self, offset: u64, buf: &[u8]) -> io::Result<()>;
 
     /// Makes `length` bytes from `offset`, multiples of [`Medium::block`], zeros without their being written,
-    /// if the medium can; false: it cannot, and nothing was changed. Durable only after [`Medium::sync`].
+    /// if the medium can; false: it cannot, and any part of them may be zeros now. Durable only after
+    /// [`Medium::sync`].
     fn zero(&mut self, offset: u64, length: u64) -> io::Result<bool>;
 
     /// Where, from `offset` up to `end`, the first byte may be that is not zero, as far as that is known

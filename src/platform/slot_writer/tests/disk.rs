@@ -210,6 +210,9 @@ impl Medium for FakeDisk {
     fn zero(&mut self, offset: u64, length: u64) -> io::Result<bool> {
         self.check_alignment(offset, length);
         if !self.zeroes {
+            // It may have begun before it failed.
+            let some = vec![0; at(length).min(SECTOR)];
+            self.state.lock().unwrap().unsynced.push((at(offset), some));
             return Ok(false);
         }
         // It may be lost or half done as a write may, until the next sync.

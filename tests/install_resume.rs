@@ -151,7 +151,11 @@ async fn a_kill_or_power_cut_costs_at_most_the_distance_of_two_checkpoints() {
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(dir.path()).await;
-    let image = rig.build("2.0.0", noise(SIZE as usize, seed), &["--chunk-size", "64K"]);
+    let image = rig.build(
+        "2.0.0",
+        noise(SIZE as usize, seed),
+        &["--chunk-size", "64K"],
+    );
     let uri = rig.serve(&image);
     let (mut costs, mut stages) = (Vec::new(), BTreeMap::new());
     for life in 0.. {

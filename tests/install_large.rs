@@ -1,7 +1,7 @@
 //! Images beyond 4 GiB, mostly empty: every byte arrives, what is empty is not written, and the daemon's memory is
-//! the same for 1, 5 and 16 GiB.
+//! the same for 1 and 5 GiB.
 //!
-//! `LARGE_GIB` names other sizes, separated by commas.
+//! `LARGE_GIB` names other sizes, separated by commas: `1,4,16` takes a while in an unoptimised program.
 
 mod support;
 
@@ -143,7 +143,7 @@ async fn installed(rig: &Rig, size: u64) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_images_arrive_whole_stay_sparse_and_take_no_more_memory_than_small_ones() {
-    let sizes = std::env::var("LARGE_GIB").unwrap_or_else(|_| "1,5,16".to_owned());
+    let sizes = std::env::var("LARGE_GIB").unwrap_or_else(|_| "1,5".to_owned());
     let mut peaks = Vec::new();
     for gib in sizes.split(',') {
         let size = gib.parse::<u64>().unwrap() * GIB + 512;

@@ -190,6 +190,7 @@ mkdir -p swu; ln -sf "$FILES/new.img.zst" swu/rootfs.img.zst
 cat >swu/sw-description <<END
 software = {
     version = "2.0.0";
+    hardware-compatibility: [ "1.0" ];
     images: ({ filename = "rootfs.img.zst"; device = "$DEVICE"; type = "raw"; compressed = "zstd";
         installed-directly = true; sha256 = "$(sha256sum <"$FILES/new.img.zst" | cut -d' ' -f1)"; });
 }
@@ -200,8 +201,7 @@ openssl cms -sign -in swu/sw-description -out swu/sw-description.sig -signer cer
 "#;
 
 const SWU_INSTALL: &str = r#"
-export TMPDIR=$PWD
-swupdate -k cert.pem -d "-u $URL/new.swu"
+swupdate -H bench:1.0 -k cert.pem -d "-u $URL/new.swu"
 "#;
 
 /// What scripts work with.

@@ -132,11 +132,15 @@ pub(crate) const UPDATES: &[Peer] = &[
     },
 ];
 
+/// Kept beside the bundles that are signed with it.
 const KEYS: &str = r#"
-[ -e cert.pem ] || openssl req -quiet -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 3650 -subj /CN=bench \
-    -addext keyUsage=critical,digitalSignature -addext extendedKeyUsage=emailProtection 2>openssl.log ||
-    openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 3650 -subj /CN=bench \
-        -addext keyUsage=critical,digitalSignature -addext extendedKeyUsage=emailProtection 2>openssl.log
+keys=$FILES/../../keys
+if [ ! -e "$keys/cert.pem" ]; then
+    mkdir -p "$keys"
+    openssl req -x509 -newkey rsa:2048 -nodes -keyout "$keys/key.pem" -out "$keys/cert.pem" -days 3650 -subj /CN=bench \
+        -addext keyUsage=critical,digitalSignature -addext extendedKeyUsage=emailProtection 2>/dev/null
+fi
+cp "$keys/key.pem" "$keys/cert.pem" .
 "#;
 
 const RAUC_BUNDLE: &str = r#"

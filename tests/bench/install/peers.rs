@@ -132,11 +132,15 @@ pub(crate) const UPDATES: &[Peer] = &[
     },
 ];
 
+/// Kept beside the bundles that are signed with it.
 const KEYS: &str = r#"
-[ -e cert.pem ] || openssl req -quiet -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 3650 -subj /CN=bench \
-    -addext keyUsage=critical,digitalSignature -addext extendedKeyUsage=emailProtection 2>openssl.log ||
-    openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 3650 -subj /CN=bench \
-        -addext keyUsage=critical,digitalSignature -addext extendedKeyUsage=emailProtection 2>openssl.log
+keys=$FILES/../../keys
+if [ ! -e "$keys/cert.pem" ]; then
+    mkdir -p "$keys"
+    openssl req -x509 -newkey rsa:2048 -nodes -keyout "$keys/key.pem" -out "$keys/cert.pem" -days 3650 -subj /CN=bench \
+        -addext keyUsage=critical,digitalSignature -addext extendedKeyUsage=emailProtection 2>/dev/null
+fi
+cp "$keys/key.pem" "$keys/cert.pem" .
 "#;
 
 const RAUC_BUNDLE: &str = r#"
@@ -190,6 +194,7 @@ mkdir -p swu; ln -sf "$FILES/new.img.zst" swu/rootfs.img.zst
 cat >swu/sw-description <<END
 software = {
     version = "2.0.0";
+    hardware-compatibility: [ "1.0" ];
     images: ({ filename = "rootfs.img.zst"; device = "$DEVICE"; type = "raw"; compressed = "zstd";
         installed-directly = true; sha256 = "$(sha256sum <"$FILES/new.img.zst" | cut -d' ' -f1)"; });
 }
@@ -200,8 +205,7 @@ openssl cms -sign -in swu/sw-description -out swu/sw-description.sig -signer cer
 "#;
 
 const SWU_INSTALL: &str = r#"
-export TMPDIR=$PWD
-swupdate -k cert.pem -d "-u $URL/new.swu"
+swupdate -H bench:1.0 -k cert.pem -d "-u $URL/new.swu"
 "#;
 
 /// What scripts work with.

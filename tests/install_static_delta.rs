@@ -102,6 +102,9 @@ fn length(image: &Image) -> u64 {
     fs::metadata(&image.file).unwrap().len()
 }
 
+/// What is done to the bytes of a delta.
+type Damage = fn(&mut Vec<u8>);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delta_from_what_runs_replaces_nearly_all_of_the_download() {
     let mut scene = Scene::new().await;
@@ -127,7 +130,7 @@ async fn a_delta_from_what_runs_replaces_nearly_all_of_the_download() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_wrong_with_a_delta_is_said_once_and_costs_only_bytes() {
     let mut scene = Scene::new().await;
-    let wrongs: [(&str, fn(&mut Vec<u8>)); 6] = [
+    let wrongs: [(&str, Damage); 6] = [
         ("[delta-not-recognised]", |delta| delta.fill(b'<')),
         ("[delta-truncated]", |delta| delta.truncate(50)),
         ("[delta-other-pair]", |delta| delta[60] ^= 1),

@@ -285,7 +285,7 @@ fn find<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
 /// The device as it was saved.
 fn restore(saved: &Path, to: &Path) -> io::Result<()> {
     match fs::remove_dir_all(to.join("state")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => copy(saved, to),
     }
 }

@@ -5,6 +5,7 @@
 //! | effect | file |
 //! |---|---|
 //! | **the partition is written** | [`platform::slot_writer`] |
+//! | the running slot is read | [`platform::running_slot`] |
 //! | **the boot slot is changed** | [`platform::uboot_env`] |
 //! | the image is downloaded | [`platform::fetch`] |
 //! | the hub is spoken to (MQTT) | [`hub::session`] |

@@ -272,7 +272,7 @@ fn wrong_lengths() -> Vec<Case> {
         ),
         always(
             "two-lengths",
-            Fails(&["server-unreachable", "range-mismatch", "download-dropped"]),
+            Fails(&["server-answer-broken"]),
             |asked, to| {
                 let (body, range) = part(asked);
                 let half = body.len() / 2;
@@ -309,17 +309,17 @@ fn wrong_lengths() -> Vec<Case> {
 /// What comes is no part of any file.
 fn no_parts() -> Vec<Case> {
     use Ends::{Either, Fails, Whole};
-    const NO_ANSWER: &[&str] = &["server-no-answer", "server-unreachable"];
+    const NO_ANSWER: &[&str] = &[
+        "server-answer-broken",
+        "server-no-answer",
+        "server-unreachable",
+    ];
     vec![
-        always(
-            "log-in-page",
-            Fails(&["image-changed", "range-ignored", "http-status"]),
-            |_, to| {
-                let page = b"<html>Please log in</html>";
-                answer(to, "200 OK", "Content-Type: text/html\r\n", page)
-            },
-        ),
-        always("redirect-loop", Fails(&["redirect-limit"]), |asked, to| {
+        always("log-in-page", Fails(&["web-page-midway"]), |_, to| {
+            let page = b"<html>Please log in</html>";
+            answer(to, "200 OK", "Content-Type: text/html\r\n", page)
+        }),
+        always("redirect-loop", Fails(&["redirect-loop"]), |asked, to| {
             answer(
                 to,
                 "302 Found",

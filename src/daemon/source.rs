@@ -216,7 +216,8 @@ impl Source {
         })
     }
 
-    /// A file beside this one, whose name is that of this one and `suffix`.
+    /// A file beside this one, whose name is that of this one and `suffix`, and which the update can do without: a
+    /// server that keeps it back delays the update by a minute and costs the image's own patience nothing.
     #[must_use]
     pub fn beside(&self, suffix: &str) -> Self {
         let line = &self.line;
@@ -224,7 +225,7 @@ impl Source {
         Self {
             runtime: self.runtime.clone(),
             line: Arc::new(Line {
-                fetcher: line.fetcher.clone(),
+                fetcher: line.fetcher.for_an_extra(),
                 uri,
                 meter: line.meter.clone(),
                 cancel: line.cancel.clone(),

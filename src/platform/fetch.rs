@@ -76,6 +76,9 @@ pub struct Retrying {
     pub pause: Duration,
 }
 
+/// How long a server may keep a file back that the update can do without.
+const EXTRA: Duration = Duration::from_secs(60);
+
 /// Downloads files. Cheap to clone; clones share connections, counters, the bandwidth limit and, unless
 /// [`Fetcher::afresh`] made them, the time that is left for trying.
 #[derive(Clone)]
@@ -132,6 +135,16 @@ impl Fetcher {
         Self {
             inner: Arc::clone(&self.inner),
             together: self.together.afresh(),
+        }
+    }
+
+    /// The same fetcher for a file that the update can do without: it gives up after a minute without progress, on
+    /// a budget of its own.
+    #[must_use]
+    pub fn for_an_extra(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            together: self.together.within(EXTRA),
         }
     }
 

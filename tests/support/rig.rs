@@ -509,6 +509,7 @@ os_release = "{dir}/os-release"
             .args(words)
             .arg("--config")
             .arg(self.config())
+            .envs(unit_environment())
             .env("FWUPDATED_LOG", &self.log_filter)
             .env_remove(HUB_VARIABLE)
             .stdin(Stdio::null())
@@ -665,4 +666,16 @@ impl Drop for Device {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// What the unit sets for the daemon.
+fn unit_environment() -> Vec<(&'static str, &'static str)> {
+    let variables: Vec<_> = include_str!("../../systemd/fwupdated.service")
+        .lines()
+        .filter_map(|line| line.strip_prefix("Environment="))
+        .flat_map(str::split_whitespace)
+        .filter_map(|variable| variable.split_once('='))
+        .collect();
+    assert!(!variables.is_empty(), "the unit sets variables");
+    variables
 }

@@ -207,6 +207,5 @@ fn unpack(header: &Header, reader: &mut impl Read, raw: &mut File) -> Result<(),
         bar.set_position(end);
     }
     bar.finish_and_clear();
-    raw.set_len(header.manifest().payload.size)
-        .map_err(ImageError::Write)
+    output::extend(raw, header.manifest().payload.size).map_err(ImageError::Write)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
-    io::Write,
+    io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -51,6 +51,11 @@ impl Output {
 /// A file without a name, gone when closed, on the file system where the output will be.
 pub(super) fn scratch(path: &Path) -> Result<File, CommandError> {
     tempfile::tempfile_in(folder(path)).map_err(CommandError::file("create a file beside", path))
+}
+
+/// Gives a scratch file its length, where it ends in a hole.
+pub(super) fn extend(scratch: &File, length: u64) -> io::Result<()> {
+    scratch.set_len(length)
 }
 
 /// Creates a file that must not exist yet, with exactly this mode.

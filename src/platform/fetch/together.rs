@@ -52,9 +52,14 @@ impl Together {
 
     /// The same for another update, which begins with a new budget.
     pub(super) fn afresh(&self) -> Arc<Self> {
+        self.within(self.give_up_after)
+    }
+
+    /// A budget of its own, of `most` at most.
+    pub(super) fn within(&self, most: Duration) -> Arc<Self> {
         Self::new(
-            self.give_up_after,
-            self.longest_silence,
+            self.give_up_after.min(most),
+            self.longest_silence.min(most),
             self.retrying.clone(),
         )
     }
@@ -204,5 +209,18 @@ mod tests {
         let late = now + seconds(500);
         assert!(other.left(late).is_zero());
         assert_eq!(together.afresh().join().left(late), seconds(100));
+    }
+
+    #[test]
+    fn a_file_that_can_be_done_without_has_a_short_budget_that_costs_the_others_nothing() {
+        let (sender, _told) = watch::channel(None);
+        let together = Together::new(seconds(3600), seconds(60), sender);
+        let now = Instant::now();
+        let (image, extra) = (together.join(), together.within(seconds(60)).join());
+        assert_eq!(image.left(now), seconds(3600));
+        assert_eq!(extra.left(now), seconds(60));
+        assert!(extra.left(now + seconds(61)).is_zero());
+        let impatient = Together::new(seconds(5), seconds(60), watch::channel(None).0);
+        assert_eq!(impatient.within(seconds(60)).join().left(now), seconds(5));
     }
 }

@@ -26,7 +26,7 @@ bench-hub: ## Measure the hub connection: traffic, wake-ups, memory (as root), a
 	@cargo bench --locked --bench hub_scale
 
 .PHONY: bench-install
-bench-install: ## Measure installations beside dd, curl, RAUC, SWUpdate, casync, zchunk, bita (as root, half an hour; ARGS="--help")
+bench-install: ## Measure installations beside dd, curl, RAUC, SWUpdate, casync, zchunk, bita (as root, half an hour; options: tests/bench/install.rs)
 	@tests/bench/pairs.sh
 	@cargo bench --locked --bench install -- $(ARGS)
 

@@ -10,7 +10,7 @@
 //!
 //! | file | for |
 //! |---|---|
-//! | [`build`] | makes a delta |
+//! | [`mod@build`] | makes a delta |
 //! | [`similar`] | finds the regions of the old payload that are worth most as a dictionary |
 //! | [`file`](mod@file) | reads and writes head and table, each limit checked first |
 //! | [`patch`] | one patch in bounded memory |

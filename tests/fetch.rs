@@ -48,25 +48,6 @@ fn image() -> Vec<u8> {
     bytes
 }
 
-/// Quick to retry, quick to give up.
-fn config(server: &ImageServer) -> FetchConfig {
-    FetchConfig {
-        ca_file: Some(server.ca_file()).filter(|file| file.exists()),
-        insecure_hosts: Vec::new(),
-        connect_timeout: Duration::from_secs(5),
-        read_timeout: Duration::from_secs(5),
-        give_up_after: Duration::from_secs(20),
-        retry_max: Duration::from_millis(20),
-        max_redirects: 3,
-        authorization_file: None,
-        authorization_hosts: Vec::new(),
-        connections: 4,
-        rate_limit: None,
-        proxy: FetchProxy::Direct,
-        client_certificate: None,
-    }
-}
-
 fn ready() -> (ImageServer, Vec<u8>) {
     let server = ImageServer::start();
     let image = image();
@@ -118,7 +99,7 @@ async fn get(
 async fn refused(faults: impl IntoIterator<Item = Fault>) -> FetchError {
     let (server, _) = ready();
     server.faults(PATH, faults);
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
     error.unwrap_err()
 }
@@ -126,7 +107,7 @@ async fn refused(faults: impl IntoIterator<Item = Fault>) -> FetchError {
 #[tokio::test]
 async fn a_whole_file_and_a_range_arrive_as_they_are() {
     let (server, image) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let got = get(&fetcher, &uri(&server), .., None).await.unwrap();
     assert!(got.bytes == image);
     assert_eq!(got.total, Some(SIZE as u64));
@@ -167,7 +148,7 @@ async fn a_whole_file_and_a_range_arrive_as_they_are() {
 async fn an_empty_range_asks_the_server_nothing_and_an_empty_file_is_empty() {
     let (server, _) = ready();
     server.put("/empty", Vec::new());
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let got = get(&fetcher, &uri(&server), 7..7, None).await.unwrap();
     assert!(got.bytes.is_empty());
     assert!(server.requests().is_empty());
@@ -179,7 +160,7 @@ async fn an_empty_range_asks_the_server_nothing_and_an_empty_file_is_empty() {
 #[tokio::test]
 async fn a_dropped_download_continues_where_it_stopped() {
     let (server, image) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     server.fault(PATH, Fault::DropAfter(100_000));
     server.fault(PATH, Fault::DropAfter(50_000));
     let got = get(&fetcher, &uri(&server), .., None).await.unwrap();
@@ -196,7 +177,7 @@ async fn a_dropped_download_continues_where_it_stopped() {
 #[tokio::test]
 async fn a_connection_that_always_drops_still_brings_the_file_as_long_as_bytes_come() {
     let (server, image) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     server.always(PATH, Fault::DropAfter(20_000));
     let got = get(&fetcher, &uri(&server), 5..200_000, None)
         .await
@@ -212,7 +193,7 @@ async fn without_a_new_byte_it_gives_up_with_the_last_error() {
     server.always(PATH, Fault::DropAfter(0));
     let settings = FetchConfig {
         give_up_after: Duration::from_millis(500),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
@@ -227,7 +208,7 @@ async fn without_a_new_byte_it_gives_up_with_the_last_error() {
 #[tokio::test]
 async fn a_body_that_ends_early_is_continued() {
     let (server, image) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     server.fault(PATH, Fault::DropAfter(10));
     // Chunked, ended properly, but shorter than its Content-Range.
     server.fault(PATH, Fault::EndAfter(70_000));
@@ -239,7 +220,7 @@ async fn a_body_that_ends_early_is_continued() {
 #[tokio::test]
 async fn a_server_that_is_away_for_a_while_costs_only_time() {
     let (server, image) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     server.throttle(Some(2_000_000));
     let mut download = fetcher.open(&uri(&server), .., None).await.unwrap();
     let mut bytes = download.next_chunk().await.unwrap().unwrap().to_vec();
@@ -276,7 +257,7 @@ async fn a_stalled_body_is_continued_and_ends_as_stalled() {
     let settings = FetchConfig {
         read_timeout: Duration::from_millis(300),
         give_up_after: Duration::from_millis(800),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     server.fault(PATH, Fault::StallAfter(100_000));
@@ -299,7 +280,7 @@ async fn a_server_that_drips_is_given_up_though_it_is_never_silent_for_long() {
     let settings = FetchConfig {
         read_timeout: Duration::from_millis(500),
         give_up_after: Duration::from_secs(1),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     let drip = Fault::Drip(Duration::from_millis(25));
@@ -326,7 +307,7 @@ async fn giving_up_on_a_call_loses_neither_bytes_nor_requests_nor_pauses() {
     server.throttle(Some(3_000_000));
     server.faults(PATH, (0..2).map(|_| Fault::DropAfter(60_000)));
     server.fault(PATH, Fault::Status(503, &[("retry-after", "1")], ""));
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let mut download = fetcher.open(&uri(&server), .., None).await.unwrap();
     let started = Instant::now();
     let mut bytes = Vec::new();
@@ -351,7 +332,7 @@ async fn a_stall_is_noticed_by_a_caller_who_never_waits_long() {
     server.fault(PATH, Fault::StallAfter(100_000));
     let fetcher = Fetcher::new(&FetchConfig {
         read_timeout: Duration::from_millis(300),
-        ..config(&server)
+        ..server.fetch_config()
     })
     .unwrap();
     let mut download = fetcher.open(&uri(&server), .., None).await.unwrap();
@@ -374,7 +355,7 @@ async fn a_stall_is_noticed_by_a_caller_who_never_waits_long() {
 async fn small_files_come_whole_or_not_at_all() {
     let (server, _) = ready();
     server.put("/a.minisig", b"signature".to_vec());
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let small: PackageUri = server.url("/a.minisig").parse().unwrap();
     server.fault("/a.minisig", Fault::DropAfter(4));
     let got = fetcher.get_small(&small, 9).await.unwrap();
@@ -394,7 +375,7 @@ async fn files_on_disk_are_streamed() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), image()).unwrap();
     server.put("/disk", file.path());
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let uri = server.url("/disk").parse().unwrap();
     let got = get(&fetcher, &uri, 12_345.., None).await.unwrap();
     assert!(got.bytes == image()[12_345..]);

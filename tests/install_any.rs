@@ -8,11 +8,10 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use fwupdated::{
-    config::{BootloaderConfig, BootloaderKind, FetchConfig, FetchProxy, SlotsConfig, TrustConfig},
+    config::{BootloaderConfig, BootloaderKind, SlotsConfig, TrustConfig},
     daemon::{
         install::{Inspected, Installer},
         meter::{Meter, cancellation},
@@ -106,21 +105,7 @@ struct Bench {
 
 impl Bench {
     fn installer(&self, meter: &Arc<Meter>, cancel: fwupdated::daemon::meter::Cancel) -> Installer {
-        let fetch = FetchConfig {
-            ca_file: Some(self.server.ca_file()),
-            insecure_hosts: Vec::new(),
-            connect_timeout: Duration::from_secs(5),
-            read_timeout: Duration::from_secs(5),
-            give_up_after: Duration::from_secs(20),
-            retry_max: Duration::from_millis(20),
-            max_redirects: 3,
-            authorization_file: None,
-            authorization_hosts: Vec::new(),
-            connections: 4,
-            rate_limit: None,
-            proxy: FetchProxy::Direct,
-            client_certificate: None,
-        };
+        let fetch = self.server.fetch_config();
         let trust = TrustConfig {
             key_dirs: vec![self.dir.join("keys.d")],
             revoked_dirs: Vec::new(),

@@ -41,14 +41,8 @@ impl Scene {
 
     /// Installs `image`, which must end in a confirmed slot that holds exactly it.
     async fn install(&mut self, image: &Image) -> Cost {
-        let uri = self.rig.serve(image);
-        self.rig.server.clear_requests();
-        let (status, body) = self.rig.invoke(json!({ "fwPackageUri": uri })).await;
-        assert_eq!(status, 200, "{body}");
-        let id = body["updateId"].as_str().unwrap().to_owned();
-        let section = self.device.until_final(&self.rig, &id).await;
+        let section = self.device.update(&self.rig, image).await;
         let log = self.device.log();
-        assert_eq!(section["status"], "applyComplete", "{section:#}\n{log}");
         assert!(self.device.holds(Slot::B, &image.raw), "{log}");
         let requests = self.rig.server.requests();
         let file = std::fs::metadata(&image.file).unwrap().len();

@@ -13,7 +13,6 @@ use fwupdated::{
     image::delta::suffix,
     update::{digest::Sha256, slot::Slot},
 };
-use serde_json::json;
 use support::{
     image_server::Fault,
     rig::{Device, Image, Rig, fwupdatectl, noise, run},
@@ -79,14 +78,8 @@ impl Scene {
     /// Installs `image`, which must end in a confirmed slot that holds exactly it; gives the bytes that the server
     /// sent for it.
     async fn install(&mut self, image: Image) -> u64 {
-        let uri = self.rig.serve(&image);
-        self.rig.server.clear_requests();
-        let (status, body) = self.rig.invoke(json!({ "fwPackageUri": uri })).await;
-        assert_eq!(status, 200, "{body}");
-        let id = body["updateId"].as_str().unwrap().to_owned();
-        let section = self.device.until_final(&self.rig, &id).await;
+        self.device.update(&self.rig, &image).await;
         let log = self.device.log();
-        assert_eq!(section["status"], "applyComplete", "{section:#}\n{log}");
         let running = self.device.running();
         assert!(self.device.holds(running, &image.raw), "{log}");
         self.image = image;

@@ -115,11 +115,6 @@ impl Meter {
         self.reused.fetch_add(bytes, Relaxed);
     }
 
-    /// Bytes written to the slot since [`Meter::begin_writing`].
-    pub fn set_written(&self, bytes: u64) {
-        self.written().now.bytes = bytes;
-    }
-
     /// What the slot's writer did since [`Meter::begin_writing`], the bytes written included.
     pub fn set_wear(&self, report: &WriteReport) {
         self.written().now = Cost {
@@ -198,14 +193,16 @@ mod tests {
         let meter = Meter::default();
         meter.begin_writing(100);
         meter.add_downloaded(30);
-        meter.set_written(20);
-        meter.set_written(25);
         let report = WriteReport {
             bytes_written: 25,
             bytes_skipped: 7,
             syncs: 2,
             ..WriteReport::default()
         };
+        meter.set_wear(&WriteReport {
+            bytes_written: 20,
+            ..report
+        });
         meter.set_wear(&report);
         let saved = meter.progress();
 

@@ -15,7 +15,7 @@ fn at(server: &RawServer) -> (Fetcher, PackageUri) {
         read_timeout: Duration::from_secs(3),
         connect_timeout: Duration::from_secs(2),
         give_up_after: Duration::from_millis(1),
-        ..config(&trusted)
+        ..trusted.fetch_config()
     };
     let uri = server.url(PATH).parse().unwrap();
     (Fetcher::new(&settings).unwrap(), uri)
@@ -198,7 +198,7 @@ async fn another_length_of_the_whole_is_another_file() {
     let trusted = ImageServer::start();
     let settings = FetchConfig {
         insecure_hosts: vec!["localhost".to_owned()],
-        ..config(&trusted)
+        ..trusted.fetch_config()
     };
     let uri = server.url(PATH).parse().unwrap();
     let fetcher = Fetcher::new(&settings).unwrap();
@@ -225,7 +225,7 @@ async fn a_server_that_gives_less_at_a_time_is_asked_until_all_is_here() {
     let trusted = ImageServer::start();
     let settings = FetchConfig {
         insecure_hosts: vec!["localhost".to_owned()],
-        ..config(&trusted)
+        ..trusted.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     let uri = server.url(PATH).parse().unwrap();
@@ -280,7 +280,7 @@ async fn a_web_page_in_place_of_the_file_is_told_as_such() {
     server.fault(PATH, Fault::DropAfter(100_000));
     let portal = [("content-type", "text/html")];
     server.fault(PATH, Fault::Status(200, Box::leak(Box::new(portal)), PAGE));
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let got = get(&fetcher, &uri(&server), .., None).await.unwrap();
     assert!(got.bytes == image);
     assert_eq!(server.requests().len(), 3);

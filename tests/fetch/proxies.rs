@@ -23,7 +23,7 @@ async fn the_configured_proxy_is_led_through() {
     let proxy = ConnectProxy::start(Rules::default()).await;
     let settings = FetchConfig {
         proxy: through(&proxy, None),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     assert!(get(&fetcher, &uri(&server), .., None).await.unwrap().bytes == image);
@@ -42,7 +42,7 @@ async fn a_proxy_that_wants_a_password_gets_it_from_the_file_whenever_that_chang
     let ask = async |file: Option<PathBuf>| {
         let settings = FetchConfig {
             proxy: through(&proxy, file),
-            ..config(&server)
+            ..server.fetch_config()
         };
         let fetcher = Fetcher::new(&settings).unwrap();
         let got = get(&fetcher, &uri(&server), .., None).await;
@@ -89,7 +89,7 @@ async fn a_proxy_that_is_none_is_unreachable_and_tried_again() {
     let settings = FetchConfig {
         proxy: through(&proxy, None),
         give_up_after: Duration::from_millis(200),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
@@ -157,7 +157,7 @@ async fn as_the_environment_says() {
             "" => FetchProxy::Environment,
             _ => FetchProxy::Direct,
         },
-        ..config(&some_server)
+        ..some_server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     let uri = variable(URL).parse().unwrap();

@@ -31,7 +31,7 @@ async fn refusals_are_final_and_told_apart() {
 #[tokio::test]
 async fn a_busy_server_is_asked_again_when_it_says_so() {
     let (server, image) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let mut retrying = fetcher.retrying();
     server.fault(PATH, Fault::Status(503, &[("retry-after", "1")], "later"));
     server.fault(PATH, Fault::Status(429, &[("retry-after", "1")], "later"));
@@ -63,7 +63,7 @@ async fn redirects_are_followed_but_not_for_ever_and_never_out_of_tls() {
     plain.put(PATH, image.clone());
     let fetcher = Fetcher::new(&FetchConfig {
         insecure_hosts: vec!["localhost".to_owned()],
-        ..config(&server)
+        ..server.fetch_config()
     })
     .unwrap();
     let hop = |status| Fault::Redirect(status, PATH.to_owned());
@@ -125,7 +125,7 @@ async fn redirects_are_followed_but_not_for_ever_and_never_out_of_tls() {
 #[tokio::test]
 async fn a_retry_after_with_a_date_is_waited_for() {
     let (server, image) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     // By the server's clock, which is decades behind.
     let headers = &[
         ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
@@ -143,7 +143,7 @@ async fn signed(query: &str, fault: Fault) -> FetchError {
     server.always(PATH, fault);
     let settings = FetchConfig {
         give_up_after: Duration::from_millis(50),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     let uri = server.url(&format!("{PATH}?{query}")).parse().unwrap();

@@ -6,7 +6,7 @@ use super::*;
 async fn hundreds_of_ranges_need_hardly_more_connections_than_are_in_flight() {
     const RANGES: u64 = 400;
     let (server, image) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let part = SIZE as u64 / RANGES;
     let next = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
     let mut workers = Vec::new();
@@ -41,7 +41,7 @@ async fn hundreds_of_ranges_need_hardly_more_connections_than_are_in_flight() {
 #[tokio::test]
 async fn drops_of_several_downloads_at_once_cost_nothing_twice() {
     let (server, image) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     server.faults(PATH, (0..9).map(|_| Fault::DropAfter(20_000)));
     let part = SIZE / 4;
     let workers = (0..4).map(|n| {
@@ -67,7 +67,7 @@ async fn one_that_fails_neither_alarms_nor_gives_up_while_another_gets_bytes() {
     let settings = FetchConfig {
         give_up_after: Duration::from_millis(1500),
         read_timeout: Duration::from_secs(1),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     let mut good = fetcher.open(&uri(&server), .., None).await.unwrap();
@@ -101,7 +101,7 @@ async fn what_failed_before_takes_nothing_from_the_next_update() {
     let (server, image) = ready();
     let settings = FetchConfig {
         give_up_after: Duration::from_millis(300),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     server.always(PATH, Fault::Status(503, &[], ""));
@@ -124,7 +124,7 @@ async fn one_that_stalls_is_asked_again_while_others_go_on() {
     server.throttle(Some(200_000));
     let settings = FetchConfig {
         read_timeout: Duration::from_secs(2),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     let stuck: PackageUri = server.url(STUCK).parse().unwrap();
@@ -144,7 +144,7 @@ async fn the_rate_limit_is_one_for_all_downloads() {
     let (server, image) = ready();
     let settings = FetchConfig {
         rate_limit: Some(400_000),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     let started = Instant::now();

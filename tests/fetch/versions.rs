@@ -6,7 +6,7 @@ use super::*;
 async fn a_server_without_ranges_is_skipped_forward_and_what_it_repeats_is_counted() {
     let (server, image) = ready();
     server.describe(PATH, |file| file.ranges = false);
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     server.fault(PATH, Fault::DropAfter(100_000));
     let got = get(&fetcher, &uri(&server), .., None).await.unwrap();
     assert!(got.bytes == image);
@@ -31,7 +31,7 @@ async fn a_range_ignored_with_nothing_to_compare_is_an_error() {
     server.describe(PATH, |file| {
         (file.ranges, file.etag, file.last_modified) = (false, None, None);
     });
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     server.fault(PATH, Fault::DropAfter(100_000));
     let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
     assert_eq!(error.unwrap_err().code(), "range-ignored");
@@ -46,7 +46,7 @@ async fn a_range_ignored_with_nothing_to_compare_is_an_error() {
 async fn last_modified_will_do_where_there_is_no_tag() {
     let (server, image) = ready();
     server.describe(PATH, |file| file.etag = None);
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     server.fault(PATH, Fault::DropAfter(100_000));
     let got = get(&fetcher, &uri(&server), .., None).await.unwrap();
     assert!(got.bytes == image);
@@ -57,7 +57,7 @@ async fn last_modified_will_do_where_there_is_no_tag() {
 #[tokio::test]
 async fn another_version_of_the_file_is_never_mixed_in() {
     let (server, image) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     // 200 with another tag, because If-Range no longer holds.
     server.fault(PATH, Fault::DropAfter(100_000));
     let mut download = fetcher.open(&uri(&server), .., None).await.unwrap();
@@ -113,7 +113,7 @@ async fn a_partial_answer_must_be_the_part_that_was_asked_for() {
 #[tokio::test]
 async fn a_range_behind_the_end_is_an_error() {
     let (server, _) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let error = get(&fetcher, &uri(&server), 400_000.., None)
         .await
         .map(|_| ());
@@ -125,7 +125,7 @@ async fn a_range_behind_the_end_is_an_error() {
 #[tokio::test]
 async fn more_bytes_than_promised_are_an_error() {
     let (server, _) = ready();
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     for range in [ByteRange::from(10..1000), ByteRange::from(10..)] {
         for fault in [Fault::Extra(5), Fault::ExtraAtOnce(5)] {
             server.fault(PATH, fault);
@@ -149,7 +149,7 @@ async fn an_encoded_body_is_refused() {
     assert!(error.to_string().contains("gzip"), "{error}");
     let (server, image) = ready();
     server.fault(PATH, Fault::Encoding("identity"));
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     assert!(get(&fetcher, &uri(&server), .., None).await.unwrap().bytes == image);
 }
 
@@ -157,7 +157,7 @@ async fn an_encoded_body_is_refused() {
 async fn a_file_of_untold_length_arrives_and_resumes() {
     let (server, image) = ready();
     server.describe(PATH, |file| file.length = false);
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let got = get(&fetcher, &uri(&server), .., None).await.unwrap();
     assert!(got.bytes == image);
     assert_eq!(got.total, Some(SIZE as u64));

@@ -18,7 +18,7 @@ async fn the_authorization_header_goes_to_its_origin_only() {
         authorization_file: Some(file.clone()),
         authorization_hosts: vec!["LocalHost".to_owned()],
         insecure_hosts: vec!["localhost".to_owned()],
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     // Away to another origin and back again: it stays away.
@@ -82,7 +82,7 @@ async fn only_listed_hosts_are_sent_the_authorization_header_of_image_and_signat
         let fetcher = Fetcher::new(&FetchConfig {
             authorization_file: Some(file.clone()),
             authorization_hosts: hosts.clone(),
-            ..config(&server)
+            ..server.fetch_config()
         })
         .unwrap();
         server.clear_requests();
@@ -111,7 +111,7 @@ async fn a_certificate_nobody_vouches_for_is_refused_at_once_with_advice() {
     for ca_file in [other.ca_file(), unrelated] {
         let fetcher = Fetcher::new(&FetchConfig {
             ca_file: Some(ca_file),
-            ..config(&server)
+            ..server.fetch_config()
         })
         .unwrap();
         let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
@@ -129,7 +129,7 @@ async fn a_certificate_nobody_vouches_for_is_refused_at_once_with_advice() {
 #[tokio::test]
 async fn a_certificate_for_another_name_is_refused_at_once() {
     let server = ImageServer::start_for_name("images.example");
-    let fetcher = Fetcher::new(&config(&server)).unwrap();
+    let fetcher = Fetcher::new(&server.fetch_config()).unwrap();
     let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
     let error = error.unwrap_err();
     assert_eq!(
@@ -159,7 +159,7 @@ async fn a_certificate_outside_its_time_waits_for_the_clock() {
         server.put(PATH, image());
         let fetcher = Fetcher::new(&FetchConfig {
             give_up_after: Duration::from_millis(200),
-            ..config(&server)
+            ..server.fetch_config()
         })
         .unwrap();
         let error = get(&fetcher, &uri(&server), .., None).await.map(|_| ());
@@ -180,7 +180,7 @@ async fn no_error_tells_the_secrets_of_a_url() {
     let settings = FetchConfig {
         give_up_after: Duration::from_millis(100),
         read_timeout: Duration::from_millis(100),
-        ..config(&server)
+        ..server.fetch_config()
     };
     let fetcher = Fetcher::new(&settings).unwrap();
     let signed = server.url(&format!("{PATH}?sig=SECRET"));
@@ -245,13 +245,13 @@ async fn http_is_for_listed_hosts_only() {
     plain.put(PATH, image());
     // The system's certificates are of no matter here, but there must be some.
     let other = ImageServer::start();
-    let refused = Fetcher::new(&config(&other)).unwrap();
+    let refused = Fetcher::new(&other.fetch_config()).unwrap();
     let error = get(&refused, &uri(&plain), .., None).await.map(|_| ());
     assert_eq!(error.unwrap_err().code(), "url-insecure");
     assert!(plain.requests().is_empty());
     let allowed = Fetcher::new(&FetchConfig {
         insecure_hosts: vec!["LOCALHOST".to_owned()],
-        ..config(&other)
+        ..other.fetch_config()
     })
     .unwrap();
     assert!(get(&allowed, &uri(&plain), .., None).await.unwrap().bytes == image());
@@ -271,7 +271,7 @@ fn known_to(server: &ImageServer, dir: &tempfile::TempDir, hosts: &[&str]) -> Fe
             hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
         }),
         give_up_after: Duration::from_secs(1),
-        ..config(server)
+        ..server.fetch_config()
     };
     Fetcher::new(&settings).unwrap()
 }
@@ -288,7 +288,7 @@ async fn the_devices_certificate_opens_servers_that_are_listed_and_no_others() {
         let got = get(&fetcher, &uri(&server), 5.., None).await.unwrap();
         assert!(got.bytes == image()[5..]);
     }
-    let without = Fetcher::new(&config(&server)).unwrap();
+    let without = Fetcher::new(&server.fetch_config()).unwrap();
     let elsewhere = known_to(
         &server,
         &dir,

@@ -37,6 +37,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header},
 };
 use futures_util::stream;
+use fwupdated::config::{FetchConfig, FetchProxy};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -356,6 +357,25 @@ impl ImageServer {
             logged.bytes = logged.sent.load(Ordering::Relaxed);
         }
         log
+    }
+
+    /// Settings of a fetcher that trusts this server, is quick to retry and quick to give up.
+    pub(crate) fn fetch_config(&self) -> FetchConfig {
+        FetchConfig {
+            ca_file: Some(self.ca_file()).filter(|file| file.exists()),
+            insecure_hosts: Vec::new(),
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(5),
+            give_up_after: Duration::from_secs(20),
+            retry_max: Duration::from_millis(20),
+            max_redirects: 3,
+            authorization_file: None,
+            authorization_hosts: Vec::new(),
+            connections: 4,
+            rate_limit: None,
+            proxy: FetchProxy::Direct,
+            client_certificate: None,
+        }
     }
 
     /// Forgets the requests so far.

@@ -18,7 +18,7 @@ use fwupdated::{
     update::{digest::Sha256, slot::Slot},
 };
 use iothub_emulator::{Emulator, Options};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{image_server::ImageServer, own_hub, story};
 
@@ -649,6 +649,20 @@ os_release = "{dir}/os-release"
                 .then_some(())
         })
         .await;
+    }
+
+    /// Updates to `image`, which must be confirmed; gives the twin's section. The server's log of requests begins
+    /// with it.
+    pub(crate) async fn update(&mut self, rig: &Rig, image: &Image) -> Value {
+        let uri = rig.serve(image);
+        rig.server.clear_requests();
+        let (status, body) = rig.invoke(json!({ "fwPackageUri": uri })).await;
+        assert_eq!(status, 200, "{body}");
+        let id = body["updateId"].as_str().unwrap().to_owned();
+        let section = self.until_final(rig, &id).await;
+        let log = self.log();
+        assert_eq!(section["status"], "applyComplete", "{section:#}\n{log}");
+        section
     }
 
     /// Lives on until the hub says that the device is connected.

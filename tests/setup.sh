@@ -19,6 +19,7 @@ if [ "$what" = --tests ]; then
     need mkenvimage u-boot-tools
     # tests/uboot/build.sh builds U-Boot.
     need bison bison
+    need sfdisk fdisk
     need flex flex
     need swig swig
     need bc bc

@@ -47,8 +47,8 @@ pub trait Bootloader: Send {
         Ok(())
     }
 
-    /// `slot` is about to be written: no boot may choose it. Ends a trial of that slot. Writes nothing
-    /// when that is so already.
+    /// `slot` is about to be written: no boot may choose it, also not when what is in force now is damaged later.
+    /// Ends a trial of that slot. Writes nothing when all that is so already.
     ///
     /// # Errors
     /// When `slot` is the confirmed one ([`SLOT_IS_CONFIRMED`]), or the environment cannot be written.

@@ -8,7 +8,8 @@
 //! | `fwupdated_tries` | boots left in this trial |
 //! | `fwupdated_job` | the update that armed it |
 //!
-//! Each decision is **one** write ([`UbootEnv::update`]), read back before it counts. How the boot script
+//! Each decision is **one** write ([`UbootEnv::update`]), read back before it counts. Before a slot is written, the
+//! older copy too is brought to say what is in force ([`UbootEnv::forget_older`]). How the boot script
 //! reads them: [`boot_decision`]. Boards that boot with RAUC's or Mender's scripts: [`variables`]. What is left when
 //! the environment is lost: [`marks`], [`restore`].
 
@@ -191,13 +192,23 @@ impl UbootBootloader {
                 warn!("a second mark of the confirmed slot is not up to date: {error}");
             }
         }
-        if let Change::MarkBad(slot) = change
-            && let Some(file) = self.marks.naming(self.variables(), slot)
-        {
-            let file = file.to_owned();
-            return Err(BootloaderError::StaleMark { file, slot });
+        match change {
+            Change::MarkBad(slot) => self.forget(slot, &env),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Before `slot` is written: nothing that may come into force one day still names it, neither the older copy of
+    /// the environment nor a second mark.
+    fn forget(&self, slot: Slot, env: &UbootEnv) -> Result<(), BootloaderError> {
+        env.forget_older()?;
+        match self.marks.naming(self.variables(), slot) {
+            Some(file) => Err(BootloaderError::StaleMark {
+                file: file.to_owned(),
+                slot,
+            }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -300,6 +311,59 @@ mod tests {
             bootloader.env().unwrap().read().unwrap().get("bootcmd"),
             Some("x")
         );
+    }
+
+    #[test]
+    fn each_preset_decides_in_one_write_and_before_a_slot_is_written_no_copy_names_it() {
+        let initial = [
+            (BootVariables::Fwupdated, &[("fwupdated_slot", "a")][..]),
+            (BootVariables::Rauc, &[("BOOT_ORDER", "A B")]),
+            (
+                BootVariables::Mender,
+                &[("mender_boot_part", "2"), ("altbootcmd", "run x")],
+            ),
+        ];
+        for (variables, initial) in initial {
+            let dir = tempfile::tempdir().unwrap();
+            let mut bootloader = bootloader(dir.path(), initial);
+            bootloader.variables = scheme(variables, [2, 3]);
+            let (mut confirmed, mut before) = (Slot::A, bytes(dir.path()));
+            for update in 0..4 {
+                let spare = confirmed.other();
+                bootloader.running(confirmed).unwrap();
+                bootloader.mark_bad(spare).unwrap();
+                let marked = bytes(dir.path());
+                for bad in [0x100, 0x1100] {
+                    let mut torn = marked.clone();
+                    torn[bad] ^= 1;
+                    std::fs::write(dir.path().join("env"), torn).unwrap();
+                    let state = bootloader.state().unwrap();
+                    assert_eq!((state.confirmed, state.trial), (confirmed, None));
+                }
+                std::fs::write(dir.path().join("env"), &marked).unwrap();
+                if update == 0 {
+                    bootloader.mark_bad(spare).unwrap();
+                    assert_eq!(bytes(dir.path()), marked, "so already: {variables:?}");
+                }
+                before = marked;
+                for good in [false, true] {
+                    if good {
+                        bootloader.mark_good(spare).unwrap();
+                    } else {
+                        bootloader.arm_trial(spare, 3, "u1").unwrap();
+                    }
+                    let after = bytes(dir.path());
+                    let halves = [0..0x1000, 0x1000..0x2000];
+                    let changed = |half: &&std::ops::Range<usize>| {
+                        before[(*half).clone()] != after[(*half).clone()]
+                    };
+                    assert_eq!(halves.iter().filter(changed).count(), 1, "{variables:?}");
+                    before = after;
+                }
+                confirmed = spare;
+            }
+            assert_eq!(bytes(dir.path()), before);
+        }
     }
 
     #[test]

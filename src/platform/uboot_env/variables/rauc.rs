@@ -7,8 +7,8 @@
 //! | `fwupdated_trial`, `fwupdated_job` | ours: which slot is on trial, and the update that armed it |
 //!
 //! That script counts **every** boot, the confirmed slot's too, and when no slot of the order has boots left it gives
-//! all of them three again. So a counter alone disables nothing for good: outside a trial the order names the confirmed
-//! slot alone, and its counter is filled at each start of the daemon ([`Variables::running`]). In a trial the order is
+//! all of them three again. So a counter alone disables nothing for good: from the first update on, the order names the
+//! confirmed slot alone outside a trial, and its counter is filled at each start of the daemon ([`Variables::running`]). In a trial the order is
 //! the new slot, then the confirmed one.
 
 use super::{Variables, number, own::names, set, trial};

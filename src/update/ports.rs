@@ -38,8 +38,8 @@ pub trait Bootloader: Send {
     /// When the environment cannot be read or both its copies are bad.
     fn state(&self) -> Result<BootState, Failure>;
 
-    /// `slot` is about to be written: no boot may choose it. Ends a trial of that slot. Writes nothing
-    /// when that is so already.
+    /// `slot` is about to be written: no boot may choose it, whichever copy of the environment is lost meanwhile.
+    /// Ends a trial of that slot. Writes nothing when that is so already.
     ///
     /// # Errors
     /// When `slot` is the confirmed one ([`SLOT_IS_CONFIRMED`]), or the environment cannot be written.

@@ -180,7 +180,11 @@ impl Bootloader for UbootBootloader {
             }
             end_trial(env);
             Ok(())
-        })
+        })?;
+        // The other copy still holds an older decision, which may well be to boot this slot: from the time that it was
+        // the confirmed one. It would come back if the copy in force were lost while the slot is half-written.
+        let level = || self.env()?.level();
+        level().map_err(|error| Failure::from(&error))
     }
 
     fn arm_trial(&mut self, slot: Slot, tries: u8, job: &str) -> Result<(), Failure> {
@@ -287,6 +291,23 @@ mod tests {
         bootloader.mark_bad(Slot::B).unwrap();
         bootloader.mark_good(Slot::A).unwrap();
         assert_eq!(bytes(dir.path()), before);
+    }
+
+    #[test]
+    fn no_copy_leads_to_a_slot_that_was_disabled() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bootloader = bootloader(dir.path(), &[("fwupdated_slot", "a")]);
+        bootloader.arm_trial(Slot::B, 3, "u1").unwrap();
+        bootloader.mark_good(Slot::B).unwrap();
+        bootloader.mark_bad(Slot::A).unwrap();
+        let level = bytes(dir.path());
+        for lost in [0, 0x1000] {
+            let mut damaged = level.clone();
+            damaged[lost + 100] ^= 1;
+            std::fs::write(dir.path().join("env"), damaged).unwrap();
+            let state = bootloader.state().unwrap();
+            assert_eq!((state.confirmed, state.trial), (Slot::B, None));
+        }
     }
 
     #[test]

@@ -189,6 +189,28 @@ impl UbootEnv {
         Ok(result)
     }
 
+    /// Makes the other copy say what the one in force says, unless it does: should the one in force be lost, no
+    /// older decision comes back. One write, after which the other copy is in force. Blocks.
+    ///
+    /// # Errors
+    /// [`EnvError`]: the variables stay as they are in any case.
+    pub fn level(&self) -> Result<(), EnvError> {
+        let _lock = self.lock(LOCK_LIMIT)?;
+        let Loaded { index, copy } = self.load()?;
+        let Some(other) = self.location.0.get(1 - index) else {
+            return Ok(());
+        };
+        let older = read_area(other).ok();
+        if older
+            .and_then(|bytes| codec::decode(&bytes, true))
+            .is_some_and(|older| older.env == copy.env)
+        {
+            return Ok(());
+        }
+        let flags = copy.flags.wrapping_add(1);
+        self.store(1 - index, &Copy { flags, ..copy })
+    }
+
     /// Writes a first environment where there is no good copy: for a new device, never to "repair" one.
     /// Blocks.
     ///
@@ -447,6 +469,42 @@ mod tests {
         env.update(|vars| vars.set("n", "again").unwrap()).unwrap();
         assert_eq!(env.load().unwrap().index, newest);
         assert_eq!(env.read().unwrap().get("n"), Some("again"));
+    }
+
+    #[test]
+    fn once_level_no_older_decision_comes_back_when_a_copy_is_lost() {
+        for torn_before in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let env = env(dir.path(), 2);
+            env.initialise([("n", "old")]).unwrap();
+            env.update(|vars| vars.set("n", "new").unwrap()).unwrap();
+            let in_force = env.load().unwrap().index;
+            if torn_before {
+                damage(dir.path(), (1 - in_force) * SIZE + 40);
+            }
+            env.level().unwrap();
+            assert_eq!(
+                env.load().unwrap().index,
+                1 - in_force,
+                "the one in force was not touched"
+            );
+            let level = fs::read(dir.path().join("env")).unwrap();
+            env.level().unwrap();
+            assert_eq!(
+                fs::read(dir.path().join("env")).unwrap(),
+                level,
+                "once is enough"
+            );
+            for lost in 0..2 {
+                damage(dir.path(), lost * SIZE + 40);
+                assert_eq!(env.read().unwrap().get("n"), Some("new"));
+                damage(dir.path(), lost * SIZE + 40);
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let single = env(dir.path(), 1);
+        single.initialise([("n", "1")]).unwrap();
+        single.level().unwrap();
     }
 
     #[test]

@@ -3,10 +3,10 @@
 //!
 //! The real daemon runs updates under `strace`, which records each write, sync and rename on slots, environment and
 //! state directory: one that ends well, one over a slot that holds most of it already, one that is not healthy, one
-//! that never comes up. Then
+//! that never comes up, one with a plain image. Then
 //! - **every prefix** is cut off, with what was not synced lost, reordered and torn at 512 bytes in every way
-//!   (`block.rs`, `folder.rs`), and every state that comes of it is held against the [laws](laws::Law), the boot loader being read by
-//!   U-Boot's rules and not by the daemon's;
+//!   (`block.rs`, `folder.rs`), and every state that comes of it is held against the [laws](laws::Law), the boot loader
+//!   being read by U-Boot's rules and not by the daemon's;
 //! - of each kind of state one (and some more) is given to the **real daemon**, which must bring the update to its end,
 //!   a part of them with further power cuts while it recovers, which are recorded and looked at likewise;
 //! - **wrong orders** are made of the right one (`mutations.rs`), and each must be found.
@@ -236,7 +236,7 @@ fn after_any_power_cut_a_whole_slot_boots_and_the_update_ends_in_the_truth() {
     let seed = seed();
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::new(&dir.path().join("bench"), SMALL, 3, 4);
+    let bench = Bench::new(&dir.path().join("bench"), SMALL, 3, board::PLANS.len());
     let strict = Bench::new(&dir.path().join("strict-bench"), SMALL, 1, 1);
     let recordings = record(&bench, &dir.path().join("device"));
     let once = record(&strict, &dir.path().join("strict")).remove(0);
@@ -247,6 +247,7 @@ fn after_any_power_cut_a_whole_slot_boots_and_the_update_ends_in_the_truth() {
         "an update over an old one",
         "an unhealthy one",
         "one that never comes up",
+        "a plain image",
     ];
     let all = recordings
         .iter()

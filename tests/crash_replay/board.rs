@@ -2,8 +2,8 @@
 
 use std::{
     fs,
-    path::Path,
-    process::{Child, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -30,9 +30,51 @@ use crate::support::{
 const PATIENCE: Duration = Duration::from_secs(240);
 /// More boots than any update needs, tries and rollback included.
 const MOST_BOOTS: usize = 10;
-/// The version whose slot never comes up, and the one that is not healthy.
-const DEAD: &str = "5.0.0";
+
+/// The version that shares most of its bytes with what its slot holds.
+const SIMILAR: &str = "3.0.0";
+/// The one that is not healthy.
 const SICK: &str = "4.0.0";
+/// The one whose slot never comes up.
+const DEAD: &str = "5.0.0";
+/// The one that comes without a manifest, signed beside it.
+const PLAIN: &str = "6.0.0";
+
+/// An update, and how it ends when nothing comes between.
+pub(crate) struct Plan {
+    version: &'static str,
+    target: Slot,
+    end: (Stage, Option<&'static str>),
+}
+
+impl Plan {
+    const fn completes(version: &'static str, target: Slot) -> Self {
+        let end = (Stage::ApplyComplete, None);
+        Self {
+            version,
+            target,
+            end,
+        }
+    }
+
+    const fn fails(version: &'static str, target: Slot, code: &'static str) -> Self {
+        let end = (Stage::ApplyFailed, Some(code));
+        Self {
+            version,
+            target,
+            end,
+        }
+    }
+}
+
+/// Each is written to the slot that does not run then.
+pub(crate) const PLANS: [Plan; 5] = [
+    Plan::completes("2.0.0", Slot::B),
+    Plan::completes(SIMILAR, Slot::A),
+    Plan::fails(SICK, Slot::B, "health-check-failed"),
+    Plan::fails(DEAD, Slot::B, "trial-boot-failed"),
+    Plan::completes(PLAIN, Slot::B),
+];
 
 /// What all boards here share: the updates, and where their images lie.
 pub(crate) struct Bench {
@@ -45,54 +87,44 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// The first `count` of four updates of `size` bytes each, for slots that are a fourth larger, with so many boots of a
-    /// trial: two that end well, the second of which shares most of its bytes with what its slot holds; one that is not
-    /// healthy; one that never comes up.
+    /// The first `count` of the [`PLANS`], with images of `size` bytes for slots that are a fourth larger, and so many boots
+    /// of a trial.
     pub(crate) fn new(dir: &Path, size: usize, tries: u8, count: usize) -> Self {
         fwupdated::platform::tls::install_provider();
-        let slot_size = size + size / 4;
         fs::create_dir_all(dir).unwrap();
         let server = ImageServer::start();
         let key = make_key(dir);
+        let slot_size = size + size / 4;
         let factory = [noise(slot_size, 11), noise(slot_size, 12)];
-        let mut second = factory[0][..size].to_vec();
-        for place in (0..size).step_by(size / 8) {
-            second[place..place + 6000].fill(0x33);
+        let mut images = Vec::new();
+        for (plan, seed) in PLANS[..count].iter().zip(21..) {
+            let mut raw = noise(size, seed);
+            if plan.version == SIMILAR {
+                raw = factory[usize::from(plan.target == Slot::B)][..size].to_vec();
+                for place in (0..size).step_by(size / 8) {
+                    raw[place..place + 6000].fill(0x33);
+                }
+            }
+            let mut image = build_image(dir, &key, plan.version, raw, &[]);
+            let path = format!("/{}", plan.version);
+            if plan.version == PLAIN {
+                image.file = pack(dir, &key, &image.raw);
+                let signature = format!("{}.minisig", image.file.display());
+                server.put(&format!("{path}.minisig"), Path::new(&signature));
+            }
+            server.put(&path, image.file.as_path());
+            images.push(image);
         }
-        let raw = [noise(size, 21), second, noise(size, 23), noise(size, 24)];
-        let versions = ["2.0.0", "3.0.0", SICK, DEAD];
-        let targets = [Slot::B, Slot::A, Slot::B, Slot::B];
-        let complete = (Stage::ApplyComplete, None);
-        let failed = |code| (Stage::ApplyFailed, Some(code));
-        let ends = [
-            complete,
-            complete,
-            failed("health-check-failed"),
-            failed("trial-boot-failed"),
-        ];
-        let images: Vec<_> = versions
-            .into_iter()
-            .zip(raw)
-            .take(count)
-            .map(|(version, raw)| build_image(dir, &key, version, raw, &[]))
-            .collect();
-        let jobs = images
-            .iter()
-            .zip(targets)
-            .zip(ends)
-            .map(|((image, target), end)| Job {
-                id: format!("to-{}", image.version),
-                target,
-                image: image.raw.clone(),
-                end,
-            });
+        let jobs = images.iter().zip(PLANS).map(|(image, plan)| Job {
+            id: format!("to-{}", plan.version),
+            target: plan.target,
+            image: image.raw.clone(),
+            end: plan.end,
+        });
         let world = World {
             jobs: jobs.collect(),
             factory,
         };
-        for image in &images {
-            server.put(&format!("/{}", image.version), image.file.as_path());
-        }
         let site = Site {
             // No hub: what is told goes over the control socket, in words that the recorder understands.
             connection_string: "HostName=localhost;DeviceId=pi-01;SharedAccessKey=bm9uZQ=="
@@ -144,6 +176,19 @@ impl Bench {
         let image = self.images.iter().find(|image| image.version == version);
         image.is_some_and(|image| holds(&image.raw))
     }
+}
+
+/// `raw` packed as any tool does it, with a signature beside it.
+fn pack(dir: &Path, key: &Path, raw: &[u8]) -> PathBuf {
+    let (file, packed) = (dir.join("plain.img"), dir.join("plain.img.gz"));
+    fs::write(&file, raw).unwrap();
+    run(Command::new("gzip").arg("-1").arg(&file));
+    run(fwupdatectl()
+        .args(["image", "sign"])
+        .arg(&packed)
+        .arg("--key")
+        .arg(key));
+    packed
 }
 
 /// What a life came to.
@@ -207,6 +252,7 @@ impl<'a> Board<'a> {
 
     /// From now on everything is recorded.
     pub(crate) fn record(&mut self) {
+        strace::assert_installed();
         let dir = &self.device.dir;
         let slots = Slot::ALL.map(|slot| (self.device.slot_file(slot), slot));
         self.reader = Some(Reader::new(slots, dir.join("uboot.env"), dir.join("state")));

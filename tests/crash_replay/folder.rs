@@ -69,7 +69,8 @@ impl Folder {
                 .push(Some((*offset, bytes.clone()))),
             Op::SyncFile(inode) => self.contents[*inode].sync(),
             Op::SyncFolder { but } => {
-                let synced = self.pending.len() - but;
+                // Another sync may have covered some of them already.
+                let synced = self.pending.len().saturating_sub(*but);
                 for op in self.pending.drain(..synced) {
                     rename(&mut self.names, &op);
                 }

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -33,6 +34,13 @@ pub(crate) fn launcher(log: &Path) -> Vec<String> {
     words.extend(["-s", "100000000", "-e", CALLS, "-e", "signal=none", "-o"].map(str::to_owned));
     words.push(log.display().to_string());
     words
+}
+
+/// Whether there is a recorder at all.
+pub(crate) fn assert_installed() {
+    let version = Command::new("strace").arg("--version").output();
+    let found = version.is_ok_and(|output| output.status.success());
+    assert!(found, "strace is missing; tests/setup.sh installs it");
 }
 
 /// Waits until the recorder has written all of `log`, whose process `pid` has ended.

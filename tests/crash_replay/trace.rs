@@ -93,6 +93,7 @@ impl fmt::Debug for Op {
             Self::SyncFile(inode) => write!(f, "sync #{inode}"),
             Self::Rename { inode, from, to } => write!(f, "rename {from} to {to} (#{inode})"),
             Self::Unlink(name) => write!(f, "unlink {name}"),
+            Self::SyncFolder { but: 0 } => write!(f, "sync the folder"),
             Self::SyncFolder { but } => write!(f, "sync the folder, but {but} changes"),
             Self::Told(told) => write!(f, "told {told:?}"),
             Self::Boot(slot) => write!(f, "boot slot {slot}"),

@@ -32,6 +32,7 @@ if [ "$what" = --tests ]; then
     need bzip2 bzip2
     need openssl openssl
     need losetup mount
+    need strace strace
     need dbus-daemon dbus
     need systemd-analyze systemd
     need python3 python3

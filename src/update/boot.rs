@@ -141,7 +141,10 @@ pub fn resume(
         }
 
         State::Trial(written) if in_target => trial_or_unexplained(written, booted, boot, id),
-        State::Trial(written) => {
+        // Found healthy or not: the confirmation never came to be, and the tries were used up.
+        State::Trial(written) | State::Confirming(written)
+            if !in_target && boot.confirmed == booted.slot =>
+        {
             let failure = Failure::new(
                 "trial-not-confirmed",
                 Class::Final,
@@ -171,10 +174,10 @@ pub fn resume(
         // Found healthy in an earlier run of this boot or of one before; the health gate decides again
         // after a reboot, since what was healthy then may not be now.
         State::Confirming(written) if in_target => trial_or_unexplained(written, booted, boot, id),
-        State::Confirming(written) => {
+        State::Trial(written) | State::Confirming(written) => {
             let failure = disagreement(
                 booted.slot,
-                &format!("slot {} was being confirmed", written.job.target),
+                &format!("slot {} was confirmed", written.job.target),
             );
             abandon(
                 written,
@@ -452,7 +455,7 @@ mod tests {
         for (state, code) in [
             (rebooting(), "trial-boot-failed"),
             (State::Trial(written()), "trial-not-confirmed"),
-            (State::Confirming(written()), "boot-disagreement"),
+            (State::Confirming(written()), "trial-not-confirmed"),
         ] {
             let resumed = start(&state, Slot::A, Slot::A, false);
             let State::Abandoning { failure, .. } = &resumed.state else {
@@ -461,6 +464,15 @@ mod tests {
             assert_eq!(failure.code, code);
             assert_eq!(resumed.actions, [Action::DisableSlot(Slot::B)]);
         }
+    }
+
+    #[test]
+    fn the_old_slot_after_the_new_one_was_confirmed_is_somebody_else_s_doing() {
+        let resumed = start(&State::Confirming(written()), Slot::A, Slot::B, false);
+        let State::Abandoning { failure, .. } = &resumed.state else {
+            panic!("{:?}", resumed.state);
+        };
+        assert_eq!(failure.code, "boot-disagreement");
     }
 
     #[test]

@@ -216,6 +216,28 @@ fn what_cannot_be_restored_from_is_named_with_the_remedy_and_nothing_is_written(
 }
 
 #[test]
+fn a_slot_that_does_not_run_is_not_confirmed_by_hand() {
+    let device = Device::blank("fwupdated");
+    let mut slots = String::from("[slots]\n");
+    for slot in ["a", "b"] {
+        let file = device.path(slot);
+        fs::write(&file, vec![0; 4096]).unwrap();
+        slots += &format!("{slot}.rootfs = '{}'\n", file.display());
+    }
+    let config = device.path("fwupdated.toml");
+    fs::write(&config, fs::read_to_string(&config).unwrap() + &slots).unwrap();
+    fs::write(device.path("booted"), "slot=a\nboot_id=1\n").unwrap();
+    let before = fs::read(device.path("env")).unwrap();
+    let from = device.path("u-boot-initial-env").display().to_string();
+    let (code, said) = device.restore(&["--from", &from, "--slot", "b"]);
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("[env-slot-not-running]"), "{said}");
+    assert_eq!(fs::read(device.path("env")).unwrap(), before);
+    let (code, said) = device.restore(&["--from", &from, "--slot", "a"]);
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
 fn a_board_that_never_had_an_environment_gets_u_boot_s_defaults_and_the_slot() {
     for (variables, expected) in [
         ("fwupdated", "fwupdated_slot=b"),

@@ -9,9 +9,36 @@ use clap::Args;
 use super::{exit, failed, output::line};
 use crate::{
     config::Config,
-    platform::uboot_env::{BACKUP, UbootBootloader},
-    update::slot::Slot,
+    platform::{
+        slots::Slots,
+        uboot_env::{BACKUP, UbootBootloader},
+    },
+    update::{
+        failure::{Class, Coded},
+        slot::Slot,
+    },
 };
+
+/// A slot that nobody knows to boot was to be confirmed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "slot {running} runs, and only that one is known to boot: slot {asked} may be half written. Give --slot {running}; \
+     nothing was written"
+)]
+struct NotRunning {
+    running: Slot,
+    asked: Slot,
+}
+
+impl Coded for NotRunning {
+    fn code(&self) -> &'static str {
+        "env-slot-not-running"
+    }
+
+    fn class(&self) -> Class {
+        Class::Final
+    }
+}
 
 /// What to write, and which slot is confirmed in it.
 #[derive(Debug, Args)]
@@ -20,13 +47,24 @@ pub(super) struct RestoreEnv {
     /// directory]
     #[arg(long, value_name = "FILE", requires = "slot")]
     from: Option<PathBuf>,
-    /// The slot that the environment shall name as confirmed: one that is known to boot [default: the one in env.backup]
+    /// The slot that the environment shall name as confirmed: the one that runs [default: the one in env.backup]
     #[arg(long, value_name = "a|b")]
     slot: Option<Slot>,
 }
 
 /// Carries it out. Returns the exit code.
 pub(super) fn run(command: &RestoreEnv, config: &Config) -> u8 {
+    // In a rescue system none runs.
+    let running = || {
+        let slots = Slots::open(config.slots.as_ref()?, &config.bootloader).ok()?;
+        slots.booted().ok().map(|booted| booted.slot)
+    };
+    if let Some(asked) = command.slot
+        && let Some(running) = running()
+        && running != asked
+    {
+        return failed(&NotRunning { running, asked }, exit::REFUSED);
+    }
     let backup = || config.state.directory.join(BACKUP);
     let from = command.from.clone().unwrap_or_else(backup);
     let bootloader = UbootBootloader::configured(&config.bootloader, &config.state.directory);

@@ -21,7 +21,7 @@ const ORDER: &str = "BOOT_ORDER";
 /// What the script takes an unset counter for.
 const UNSET_LEFT: u32 = 3;
 /// Boots that the confirmed slot may fail to reach the daemon. The script counts down with `setexpr`, which is
-/// hexadecimal, and compares with `test`, which is decimal: one digit means the same to both.
+/// hexadecimal, and compares with `test`, which is decimal in its older versions: one digit means the same to both.
 const FULL: u32 = 9;
 
 /// `bootloader.variables = "rauc"`.

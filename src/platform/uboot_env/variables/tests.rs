@@ -88,7 +88,10 @@ impl Script for OurScript {
     }
 }
 
-struct RaucScript;
+/// RAUC's script, before and since it compares its counters as hexadecimal numbers.
+struct RaucScript {
+    hex: bool,
+}
 
 impl Script for RaucScript {
     fn variables(&self) -> Box<dyn Variables> {
@@ -138,11 +141,19 @@ impl Script for RaucScript {
                     _ => continue,
                 };
                 let value = env.get(counter).unwrap().to_owned();
-                // `test -gt` reads decimal, `setexpr` hexadecimal.
-                if decimal(Some(&value)) > 0 {
-                    let hex = value.split(|c: char| !c.is_ascii_hexdigit()).next();
-                    let left = u64::from_str_radix(hex.unwrap(), 16).unwrap();
-                    env.set(counter, &format!("{:x}", left - 1)).unwrap();
+                // `setexpr` is hexadecimal in both.
+                let hex = value.split(|c: char| !c.is_ascii_hexdigit()).next();
+                let left = u64::from_str_radix(hex.unwrap(), 16).unwrap_or(0);
+                let bootable = if self.hex {
+                    left
+                } else {
+                    decimal(Some(&value)).into()
+                };
+                if bootable > 0 {
+                    // Two words are too many for `setexpr`: it does nothing.
+                    if !value.contains(' ') {
+                        env.set(counter, &format!("{:x}", left - 1)).unwrap();
+                    }
                     stored.push(env);
                     return (stored, slot);
                 }
@@ -227,10 +238,14 @@ impl Script for MenderScript {
     }
 }
 
-fn scripts() -> [Box<dyn Script>; 3] {
+const SCRIPTS: usize = 4;
+const RAUC: RaucScript = RaucScript { hex: true };
+
+fn scripts() -> [Box<dyn Script>; SCRIPTS] {
     [
         Box::new(OurScript),
-        Box::new(RaucScript),
+        Box::new(RAUC),
+        Box::new(RaucScript { hex: false }),
         Box::new(MenderScript),
     ]
 }
@@ -262,7 +277,7 @@ fn arm(slot: Slot, tries: u8) -> Change<'static> {
 /// Any values, also none.
 fn anything() -> impl Strategy<Value = (usize, Env)> {
     let choice = proptest::collection::vec(any::<proptest::sample::Index>(), 8);
-    (0..3usize, choice).prop_map(|(script, choice)| {
+    (0..SCRIPTS, choice).prop_map(|(script, choice)| {
         let mut env = Env::default();
         for ((name, values), index) in scripts()[script].vocabulary().iter().zip(choice) {
             // The empty value removes it.
@@ -367,7 +382,7 @@ proptest! {
 
     #[test]
     fn a_device_only_boots_what_is_confirmed_or_on_trial(
-        script in 0..3usize, first in slot(), steps in proptest::collection::vec(step(), 0..60),
+        script in 0..SCRIPTS, first in slot(), steps in proptest::collection::vec(step(), 0..60),
     ) {
         let script = &*scripts()[script];
         let variables = script.variables();
@@ -439,40 +454,40 @@ proptest! {
 
 #[test]
 fn rauc_s_confirmed_slot_never_runs_out_while_the_daemon_starts() {
-    let mut env = RaucScript.factory(A);
+    let mut env = RAUC.factory(A);
     for _ in 0..100 {
         // As the board comes, the other slot is behind it in the order.
-        assert_eq!(boots(&RaucScript, &mut env, 2), [A, A]);
-        change(&RaucScript, &mut env, Change::Running(A)).unwrap();
+        assert_eq!(boots(&RAUC, &mut env, 2), [A, A]);
+        change(&RAUC, &mut env, Change::Running(A)).unwrap();
         assert_eq!(env.get("BOOT_A_LEFT"), Some("9"));
     }
 }
 
 #[test]
 fn rauc_s_last_boot_of_the_confirmed_slot_is_not_taken_for_the_other_one_s_turn() {
-    let mut env = RaucScript.factory(A);
-    assert_eq!(boots(&RaucScript, &mut env, 3), [A, A, A]);
+    let mut env = RAUC.factory(A);
+    assert_eq!(boots(&RAUC, &mut env, 3), [A, A, A]);
     assert_eq!(env.get("BOOT_A_LEFT"), Some("0"));
-    change(&RaucScript, &mut env, Change::Running(A)).unwrap();
+    change(&RAUC, &mut env, Change::Running(A)).unwrap();
     assert_eq!(Rauc.state(&env).unwrap().confirmed, A);
 }
 
 #[test]
 fn a_rauc_trial_that_is_over_comes_back_only_when_nine_boots_never_reached_the_daemon_and_ends_again()
  {
-    let mut env = RaucScript.factory(A);
-    change(&RaucScript, &mut env, arm(B, 1)).unwrap();
-    let booted = boots(&RaucScript, &mut env, 16);
+    let mut env = RAUC.factory(A);
+    change(&RAUC, &mut env, arm(B, 1)).unwrap();
+    let booted = boots(&RAUC, &mut env, 16);
     let expected = [vec![B], vec![A; 9], vec![B; 3], vec![A; 3]].concat();
     assert_eq!(booted, expected);
-    change(&RaucScript, &mut env, Change::MarkBad(B)).unwrap();
-    assert_eq!(boots(&RaucScript, &mut env, 40), [A; 40]);
+    change(&RAUC, &mut env, Change::MarkBad(B)).unwrap();
+    assert_eq!(boots(&RAUC, &mut env, 40), [A; 40]);
 }
 
 #[test]
 fn an_order_changed_by_hand_during_a_trial_counts() {
-    let mut env = RaucScript.factory(A);
-    change(&RaucScript, &mut env, arm(B, 3)).unwrap();
+    let mut env = RAUC.factory(A);
+    change(&RAUC, &mut env, arm(B, 3)).unwrap();
     env.set("BOOT_ORDER", "A B").unwrap();
     let state = Rauc.state(&env).unwrap();
     assert_eq!((state.confirmed, state.trial), (A, None));
@@ -504,7 +519,7 @@ fn values_that_make_no_sense_are_named_with_what_is_allowed() {
             "`left`, it must be `a` or `b`",
         ),
         (
-            &RaucScript,
+            &RAUC,
             "BOOT_ORDER",
             "system0 system1",
             "made of the names `A` and `B`",

@@ -351,13 +351,16 @@ impl<'a> Board<'a> {
         self.device.start();
         // The socket comes once the daemon has decided what this boot means, and saved it.
         self.wait("control socket", |_| socket.exists().then_some(()))?;
+        let config = self.device.config();
         let ctl = || {
             let mut command = fwupdatectl();
-            command.arg("--config").arg(self.device.config());
+            command.arg("--config").arg(&config);
             command
         };
         if let Some(job) = request {
-            run(ctl().args(["install", &self.bench.uri(job), "--id", &job.id]));
+            let mut install = ctl();
+            install.args(["install", &self.bench.uri(job), "--id", &job.id]);
+            self.wait("acceptance of the update", |_| accepts(&mut install))??;
         }
         let mut watcher = None;
         if self.reader.is_some() {
@@ -441,6 +444,17 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// Whether the daemon takes an update; `None` while the machine is too busy for an answer in time.
+fn accepts(install: &mut Command) -> Option<Result<(), String>> {
+    let output = install.output().expect("it was built");
+    let said = String::from_utf8_lossy(&output.stderr);
+    match output.status.success() {
+        true => Some(Ok(())),
+        false if said.contains("[storage-slow]") => None,
+        false => Some(Err(said.into_owned())),
     }
 }
 

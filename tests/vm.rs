@@ -54,6 +54,7 @@ fn whole() -> Vec<Scenario> {
         Scenario::Broken(Change::Unhealthy),
         Scenario::Broken(Change::NoDaemon),
         Scenario::Broken(Change::Hangs),
+        Scenario::Broken(Change::NoFileSystem),
         Scenario::Broken(Change::SystemdDies),
         Scenario::OneCopyRuined("env-1"),
         Scenario::OneCopyRuined("env-2"),

@@ -138,6 +138,7 @@ root() {
     install -D -m 644 "$here/guest/network" "$tree/etc/systemd/network/vm.network"
     install -D -m 644 "$here/guest/journald.conf" "$tree/etc/systemd/journald.conf.d/vm.conf"
     install -D -m 644 "$here/guest/trial-timer.conf" "$tree/etc/systemd/system/fwupdated-trial.timer.d/vm.conf"
+    install -D -m 644 "$here/guest/trial-service.conf" "$tree/etc/systemd/system/fwupdated-trial.service.d/vm.conf"
     install -D -m 644 "$here/guest/fwupdated.toml" "$tree/etc/fwupdated/conf.d/image.toml"
     ln -s /data/site.toml "$tree/etc/fwupdated/conf.d/site.toml"
     mkdir -p "$tree/data" "$tree/etc/systemd/system/multi-user.target.wants"
@@ -151,9 +152,11 @@ root() {
     systemctl --root="$tree" --quiet mask getty.target serial-getty@ttyS0.service systemd-networkd-wait-online.service \
         systemd-update-utmp.service systemd-random-seed.service systemd-timesyncd.service apt-daily.timer \
         apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
-    rm -rf "$tree"/var/cache/* "$tree"/var/lib/apt "$tree"/usr/share/perl* "$tree"/boot/System.map*
+    # Done with dpkg, so with Perl too; the hardware database names devices that the VM does not have.
+    rm -rf "$tree"/var/cache/* "$tree"/var/lib/{apt,dpkg} "$tree"/usr/lib/*/perl* "$tree"/usr/share/perl* "$tree"/usr/bin/perl* \
+        "$tree"/usr/lib/udev/hwdb*
     rm -f "$out/root.img"
-    mke2fs -q -t ext4 -O ^has_journal,^metadata_csum,^64bit -m 0 -d "$tree" "$out/root.img" 192M
+    mke2fs -q -t ext4 -b 4096 -O ^has_journal,^metadata_csum,^64bit -m 0 -d "$tree" "$out/root.img" 160M
     made root
 }
 

@@ -24,9 +24,9 @@ const PARTITIONS: [(&str, u64, u64); 6] = [
     ("env-1", 1, 1),
     ("env-2", 2, 1),
     ("boot", 4, 12),
-    ("rootfs-a", 16, 192),
-    ("rootfs-b", 208, 192),
-    ("data", 400, 64),
+    ("rootfs-a", 16, 160),
+    ("rootfs-b", 176, 160),
+    ("data", 336, 64),
 ];
 
 /// Bytes of one copy of the environment (`ENV_SIZE`).

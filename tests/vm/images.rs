@@ -26,6 +26,8 @@ pub(crate) enum Change {
     Panics,
     /// systemd waits for ever before it starts anything of ours.
     Hangs,
+    /// A file system never comes, and with it nothing that `fw_printenv` needs.
+    NoFileSystem,
     /// systemd itself dies, and nobody feeds the hardware watchdog.
     SystemdDies,
     /// Without the daemon.
@@ -84,6 +86,13 @@ fn edits(change: Change, seed: u64) -> (Vec<&'static str>, Vec<Put>) {
         Change::NoKernel => (vec!["rm /boot/vmlinuz"], Vec::new()),
         Change::Panics => early("/bin/sh -c 'echo c >/proc/sysrq-trigger'"),
         Change::Hangs => early("/bin/sleep infinity"),
+        // No time limit: 0 means for ever.
+        Change::NoFileSystem => {
+            let fstab = include_str!("guest/fstab");
+            let line = "PARTLABEL=nothing /srv ext4 x-systemd.device-timeout=0 0 0\n";
+            let fstab = Put::file("/etc/fstab", format!("{fstab}{line}"));
+            (vec!["rm /etc/fstab"], vec![fstab])
+        }
         // systemd that crashes stops all it does, and stays there as process 1.
         Change::SystemdDies => early("/bin/kill -SEGV 1"),
         Change::NoDaemon => (vec!["rm /usr/bin/fwupdated"], Vec::new()),

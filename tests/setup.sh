@@ -24,6 +24,8 @@ if [ "$what" = --vm ] || [ "$what" = --tests ]; then
     need mmdebstrap mmdebstrap
     need mkimage u-boot-tools
     need sfdisk fdisk
+    need mkfs.vfat dosfstools
+    need mcopy mtools
     need depmod kmod
     need cpio cpio
     need ip iproute2

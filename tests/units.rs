@@ -537,3 +537,29 @@ fn systemd_makes_the_operator_s_folders_and_the_group_from_these_files() {
         0o600
     );
 }
+
+#[test]
+fn the_package_has_each_file_where_systemd_looks_for_it() {
+    let manifest = text("Cargo.toml");
+    let mut files = units();
+    for folder in ["sysusers.d", "tmpfiles.d", "system.conf.d"] {
+        files.push(root().join(format!("systemd/{folder}/fwupdated.conf")));
+    }
+    for file in files {
+        let file = file.strip_prefix(root()).unwrap();
+        let place = match file
+            .parent()
+            .unwrap()
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+        {
+            "systemd" => "usr/lib/systemd/system/",
+            "system.conf.d" => "usr/lib/systemd/system.conf.d/50-fwupdated.conf",
+            folder => &format!("usr/lib/{folder}/"),
+        };
+        let asset = format!("[\"{}\", \"{place}\", \"644\"]", file.display());
+        assert!(manifest.contains(&asset), "Cargo.toml lacks {asset}");
+    }
+}

@@ -4,7 +4,7 @@
 //! Not a test for `cargo test`, since each scenario boots a machine several times: `make test` runs the short form,
 //! `make vm-test` everything (`--whole`), and the table of outcomes goes into docs/explanation/vm-results.md. The seed
 //! of all chance is told; `VM_SEED=...` repeats it. `VM_ONLY=TEXT` runs the scenarios whose name has TEXT in it, `VM_DIR=DIR`
-//! runs them there.
+//! runs them there, `VM_LANES=N` on so many machines at a time.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -23,16 +23,20 @@ mod scenarios;
 mod table;
 
 use std::{
+    collections::VecDeque,
     env,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Instant, SystemTime},
+    sync::Mutex,
+    thread,
+    time::Instant,
 };
 
 use self::{
     bench::{Bench, Outcome},
     images::Change,
     scenarios::{EVERY_MOMENT, Moment, Scenario},
+    support::random,
     table::{Row, Table},
 };
 
@@ -45,7 +49,7 @@ const SHORT: &[Scenario] = &[
 /// Rounds of power cuts at every moment in the whole form.
 const ROUNDS: usize = 6;
 
-fn whole() -> Vec<Scenario> {
+fn all() -> Vec<Scenario> {
     let mut scenarios = vec![
         Scenario::Sound,
         Scenario::Broken(Change::NoInit),
@@ -72,74 +76,108 @@ fn say(what: impl std::fmt::Display) {
     let _ = writeln!(out, "{what}").and_then(|()| out.flush());
 }
 
-/// Runs one scenario, on the machine of the one before unless that failed.
-async fn run(
-    bench: &mut Option<Bench>,
-    scenario: Scenario,
-    parts: &Path,
-    place: &Path,
+/// What is left to do, and what came of the rest; shared by the lanes.
+struct Run {
+    parts: PathBuf,
+    place: PathBuf,
     seed: u64,
-) -> Outcome<Row> {
-    if bench.is_none() {
-        let dir = place.join(format!("{seed}"));
-        *bench = Some(Bench::start(parts, &dir, seed).await?);
-    }
-    let bench = bench.as_mut().expect("there is one");
-    scenario.run(bench).await
+    left: Mutex<VecDeque<(usize, Scenario)>>,
+    table: Mutex<Table>,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+impl Run {
+    /// Takes scenarios until none is left. One machine serves them all, until one fails: the next gets a new machine,
+    /// and what the old one said stays.
+    async fn lane(&self) {
+        let mut bench = None;
+        loop {
+            let next = self.left.lock().unwrap().pop_front();
+            let Some((number, scenario)) = next else {
+                return;
+            };
+            let began = Instant::now();
+            let result = self.one(&mut bench, number, scenario).await;
+            let took = began.elapsed().as_secs();
+            let row = match result {
+                Ok(row) => row,
+                Err(error) => {
+                    bench = None;
+                    say(format_args!("FAILED: {}: {error}", scenario.what()));
+                    Row::failed(scenario.what())
+                }
+            };
+            say(format_args!("{} {took} s", row.line()));
+            self.table.lock().unwrap().add(number, row);
+        }
+    }
+
+    async fn one(
+        &self,
+        bench: &mut Option<Bench>,
+        number: usize,
+        scenario: Scenario,
+    ) -> Outcome<Row> {
+        let bench = match bench {
+            Some(bench) => bench,
+            None => {
+                let seed = self.seed + number as u64;
+                let dir = self.place.join(format!("{number:02}"));
+                bench.insert(Bench::start(&self.parts, &dir, seed).await?)
+            }
+        };
+        scenario.run(bench).await
+    }
+}
+
+fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let parts = root.join("target/vm");
-    let all = env::args().any(|argument| argument == "--whole");
+    let whole = env::args().any(|argument| argument == "--whole");
     let only = env::var("VM_ONLY").unwrap_or_default();
-    let mut scenarios = if all { whole() } else { SHORT.to_vec() };
+    let mut scenarios = if whole { all() } else { SHORT.to_vec() };
     scenarios.retain(|scenario| scenario.what().contains(&only));
+    // A trial that hangs waits more than it computes.
+    let lanes = random::number("VM_LANES").unwrap_or(if whole { 2 } else { 1 });
 
     let place = env::var("VM_DIR").map_or_else(|_| parts.join("run"), PathBuf::from);
     let _ = std::fs::remove_dir_all(&place);
-    let seed = support::random::seed("VM_SEED");
+    let run = Run {
+        parts,
+        place,
+        seed: random::seed("VM_SEED"),
+        left: Mutex::new(scenarios.into_iter().enumerate().collect()),
+        table: Mutex::default(),
+    };
     say(format_args!(
-        "virtual machine: {} scenarios, VM_SEED={seed}, in {}",
-        scenarios.len(),
-        place.display()
+        "virtual machine: {} scenarios, VM_SEED={}, in {}",
+        run.left.lock().unwrap().len(),
+        run.seed,
+        run.place.display()
     ));
     let began = Instant::now();
-    let mut table = Table::default();
-    let mut bench = None;
-    for (number, scenario) in scenarios.into_iter().enumerate() {
-        let began = Instant::now();
-        match run(&mut bench, scenario, &parts, &place, seed + number as u64).await {
-            Ok(row) => {
-                say(format_args!(
-                    "{} {} s",
-                    row.line(),
-                    began.elapsed().as_secs()
-                ));
-                table.add(row);
-            }
-            Err(error) => {
-                // The next one gets a new machine; what this one said stays.
-                bench = None;
-                say(format_args!("FAILED: {}: {error}", scenario.what()));
-                table.failed(&scenario.what());
-            }
+    thread::scope(|scope| {
+        for _ in 0..lanes {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
+                runtime.block_on(run.lane());
+            });
         }
-    }
+    });
+
+    let table = run.table.into_inner().unwrap();
     say(format_args!("{}", table.markdown()));
     if table.failures() > 0 {
-        say(format_args!("{} failed; VM_SEED={seed}", table.failures()));
+        say(format_args!(
+            "{} failed; VM_SEED={}",
+            table.failures(),
+            run.seed
+        ));
         return ExitCode::FAILURE;
     }
-    if all && only.is_empty() {
+    if whole && only.is_empty() {
         let page = root.join("docs/explanation/vm-results.md");
-        let day = jiff::Timestamp::try_from(SystemTime::now()).expect("a time of today");
-        table.write(
-            &page,
-            &day.strftime("%Y-%m-%d").to_string(),
-            began.elapsed(),
-        );
+        let day = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
+        table.write(&page, &day, began.elapsed());
         say(format_args!("written: {}", page.display()));
     }
     ExitCode::SUCCESS

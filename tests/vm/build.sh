@@ -58,10 +58,10 @@ boot() {
     fresh boot "$script" && return
     step "the boot partition"
     boot_script >"$work/boot.cmd"
-    mkdir "$work/boot"
-    mkimage -A x86 -T script -d "$work/boot.cmd" "$work/boot/boot.scr" >/dev/null
+    mkimage -A x86 -T script -d "$work/boot.cmd" "$work/boot.scr" >/dev/null
     rm -f "$out/boot.img"
-    mke2fs -q -t ext4 -O ^metadata_csum,^64bit -d "$work/boot" "$out/boot.img" 12M
+    mkfs.vfat -n BOOT -C "$out/boot.img" 12288 >/dev/null
+    mcopy -i "$out/boot.img" "$work/boot.scr" ::/
     made boot
 }
 
@@ -109,7 +109,7 @@ kernel() {
             cp find/lib/modules/"$version"/modules.{order,builtin,builtin.modinfo} "$folder/modules/$version/"
         }
         take ram/lib i6300esb sdhci-pci mmc_block crc32c_generic ext4
-        take tree/usr/lib virtio_pci virtio_net vfat
+        take tree/usr/lib virtio_pci virtio_net vfat nls_cp437 nls_ascii
         depmod -b ram "$version"
         depmod -b tree/usr "$version"
         cp busybox/bin/busybox ram/bin/
@@ -141,7 +141,7 @@ root() {
     install -D -m 644 "$here/guest/trial-service.conf" "$tree/etc/systemd/system/fwupdated-trial.service.d/vm.conf"
     install -D -m 644 "$here/guest/fwupdated.toml" "$tree/etc/fwupdated/conf.d/image.toml"
     ln -s /data/site.toml "$tree/etc/fwupdated/conf.d/site.toml"
-    mkdir -p "$tree/data" "$tree/etc/systemd/system/multi-user.target.wants"
+    mkdir -p "$tree/data" "$tree/boot/firmware" "$tree/etc/systemd/system/multi-user.target.wants"
     echo fwupdated-vm >"$tree/etc/hostname"
     echo 0123456789abcdef0123456789abcdef >"$tree/etc/machine-id"
     echo IMAGE_VERSION=1.0.0 >>"$tree/etc/os-release"

@@ -13,7 +13,7 @@ skip() {
 }
 [ "$(id -u)" -eq 0 ] || skip "it needs root (file systems, a network namespace of its own)"
 [ "$(uname -m)" = x86_64 ] || skip "its machine is x86-64, to run the programs that were built here"
-for tool in qemu-system-x86_64 mmdebstrap mkimage mke2fs debugfs sfdisk depmod cpio setpriv; do
+for tool in qemu-system-x86_64 mmdebstrap mkimage mke2fs debugfs sfdisk mkfs.vfat mcopy depmod cpio setpriv; do
     command -v "$tool" >/dev/null || skip "$tool is missing; tests/setup.sh installs it"
 done
 cargo deb --version >/dev/null 2>&1 || skip "cargo-deb is missing; tests/setup.sh installs it"
@@ -32,4 +32,5 @@ case $code in
 75) skip "Debian's packages or the source of U-Boot cannot be had here" ;;
 *) exit "$code" ;;
 esac
+tests/vm/package.sh target/vm/fwupdated.deb
 exec unshare --net sh -c 'ip link set lo up && exec cargo test --quiet --locked --offline --test vm -- "$@"' vm "$@"

@@ -1,6 +1,6 @@
 //! The table of scenarios and outcomes, on the terminal and as a page of the documentation.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 /// A line of it.
 pub(crate) struct Row {
@@ -13,48 +13,49 @@ pub(crate) struct Row {
 }
 
 impl Row {
+    /// One that did not end as it must.
+    pub(crate) fn failed(what: String) -> Self {
+        Self {
+            what,
+            cuts: 0,
+            outcome: FAILED.to_owned(),
+        }
+    }
+
     /// As Markdown.
     pub(crate) fn line(&self) -> String {
         format!("| {} | {} | {} |", self.what, self.cuts, self.outcome)
     }
 }
 
-/// All lines.
+const FAILED: &str = "**failed**";
+
+/// All lines, by their number.
 #[derive(Default)]
 pub(crate) struct Table {
-    rows: Vec<Row>,
-    failures: usize,
+    rows: BTreeMap<usize, Row>,
 }
 
 impl Table {
     /// Adds one.
-    pub(crate) fn add(&mut self, row: Row) {
-        self.rows.push(row);
+    pub(crate) fn add(&mut self, number: usize, row: Row) {
+        self.rows.insert(number, row);
     }
 
-    /// Adds one that did not end as it must.
-    pub(crate) fn failed(&mut self, what: &str) {
-        self.failures += 1;
-        self.add(Row {
-            what: what.to_owned(),
-            cuts: 0,
-            outcome: "**FAILED**".to_owned(),
-        });
-    }
-
-    /// How many did not.
+    /// How many did not end as they must.
     pub(crate) fn failures(&self) -> usize {
-        self.failures
+        let failed = |row: &&Row| row.outcome == FAILED;
+        self.rows.values().filter(failed).count()
     }
 
     fn cuts(&self) -> usize {
-        self.rows.iter().map(|row| row.cuts).sum()
+        self.rows.values().map(|row| row.cuts).sum()
     }
 
     /// As Markdown.
     pub(crate) fn markdown(&self) -> String {
         let mut text = "| Scenario | Power cuts | Outcome |\n|---|---|---|\n".to_owned();
-        for row in &self.rows {
+        for row in self.rows.values() {
             text.push_str(&row.line());
             text.push('\n');
         }

@@ -556,7 +556,7 @@ fn the_package_has_each_file_where_systemd_looks_for_it() {
             .unwrap()
         {
             "systemd" => "usr/lib/systemd/system/",
-            "system.conf.d" => "usr/lib/systemd/system.conf.d/50-fwupdated.conf",
+            "system.conf.d" => "usr/lib/systemd/system.conf.d/10-fwupdated.conf",
             folder => &format!("usr/lib/{folder}/"),
         };
         let asset = format!("[\"{}\", \"{place}\", \"644\"]", file.display());

@@ -366,7 +366,7 @@ retry_max = "5s"
 
 # Shorter than fwupdated-trial.timer's in this image.
 [health]
-deadline = "90s"
+deadline = "150s"
 interval = "2s"
 "#,
         port = site.mqtt_port

@@ -46,7 +46,7 @@ there /var/lib/fwupdated/state.json
 what=removal
 in_root dpkg --remove fwupdated
 gone /usr/bin/fwupdated
-gone /usr/lib/systemd/system.conf.d/50-fwupdated.conf
+gone /usr/lib/systemd/system.conf.d/10-fwupdated.conf
 there /var/lib/fwupdated/state.json
 there /etc/fwupdated/fwupdated.toml
 

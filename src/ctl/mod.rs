@@ -10,6 +10,7 @@ pub mod local;
 
 mod output;
 mod progress;
+mod restore_env;
 
 use std::{
     path::{Path, PathBuf},
@@ -55,6 +56,8 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Local(local::LocalCommand),
+    /// Write a lost U-Boot environment anew, from the copy that the daemon saved
+    RestoreEnv(restore_env::RestoreEnv),
     /// Check the configuration
     Config {
         #[command(subcommand)]
@@ -93,6 +96,10 @@ pub fn main() -> ExitCode {
                 let socket = socket.unwrap_or(config.control.socket);
                 on_runtime(local::run(command, &socket, &config.state.directory))
             }
+            Err(error) => failed(&error, exit::USAGE),
+        },
+        Command::RestoreEnv(command) => match for_this_device(config) {
+            Ok(config) => restore_env::run(&command, &config),
             Err(error) => failed(&error, exit::USAGE),
         },
         Command::Config {

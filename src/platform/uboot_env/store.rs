@@ -20,7 +20,8 @@ use nix::{
 };
 
 use super::{
-    codec::{self, Copy, Env, VariableError},
+    codec::{self, Copy, Env, FLAG_ACTIVE, FlagScheme, VariableError},
+    flash::{self, Flash as _, Mtd},
     location::{Area, EnvLocation, LocationError},
 };
 use crate::{
@@ -69,7 +70,8 @@ pub enum EnvError {
     /// No copy has a right CRC.
     #[error(
         "no good copy of the U-Boot environment at {places}; nothing was written. Check fw_env.config against the \
-         board's U-Boot; if they agree, restore the environment with `fw_setenv -f` or write it from U-Boot (saveenv)"
+         board's U-Boot; if they agree, the environment is lost: write it anew from the saved copy with \
+         `fwupdatectl restore-env`"
     )]
     NoGoodCopy {
         /// Devices and offsets.
@@ -96,7 +98,9 @@ pub enum EnvError {
     )]
     Full(usize),
     /// There is an environment already.
-    #[error("there is a good U-Boot environment already; it is not overwritten")]
+    #[error(
+        "there is a good U-Boot environment already; it is not overwritten; change it with fw_setenv"
+    )]
     Exists,
     /// A name or value that cannot be stored.
     #[error(transparent)]
@@ -148,6 +152,8 @@ struct Loaded {
     index: usize,
     /// It.
     copy: Copy,
+    /// What its flags mean.
+    scheme: FlagScheme,
 }
 
 impl UbootEnv {
@@ -175,38 +181,56 @@ impl UbootEnv {
     /// [`EnvError`]: the variables of before are then still in force.
     pub fn update<T>(&self, change: impl FnOnce(&mut Env) -> T) -> Result<T, EnvError> {
         let _lock = self.lock(LOCK_LIMIT)?;
-        let Loaded { index, copy } = self.load()?;
+        let Loaded {
+            index,
+            copy,
+            scheme,
+        } = self.load()?;
         let mut env = copy.env.clone();
         let result = change(&mut env);
-        if env != copy.env {
-            let (index, flags) = if self.location.is_redundant() {
-                (1 - index, copy.flags.wrapping_add(1))
-            } else {
-                (0, 0)
-            };
-            self.store(index, &Copy { flags, env })?;
+        if env == copy.env {
+            return Ok(result);
+        }
+        if !self.location.is_redundant() {
+            self.store(0, &Copy { flags: 0, env })?;
+            return Ok(result);
+        }
+        let flags = match scheme {
+            FlagScheme::Counter => copy.flags.wrapping_add(1),
+            FlagScheme::Boolean => FLAG_ACTIVE,
+        };
+        self.store(1 - index, &Copy { flags, env })?;
+        if scheme == FlagScheme::Boolean {
+            self.make_obsolete(index)?;
         }
         Ok(result)
     }
 
-    /// Writes a first environment where there is no good copy: for a new device, never to "repair" one.
-    /// Blocks.
+    /// Writes a first environment of `variables`, as [`UbootEnv::restore`].
     ///
     /// # Errors
-    /// `env-exists`, and those of a write.
+    /// As there.
     pub fn initialise<'a>(
         &self,
         variables: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<(), EnvError> {
+        let mut env = Env::default();
+        for (name, value) in variables {
+            env.set(name, value)?;
+        }
+        self.restore(&env)
+    }
+
+    /// Writes `env` where there is no good copy: one that was lost, or never there. Blocks.
+    ///
+    /// # Errors
+    /// `env-exists`, and those of a write.
+    pub fn restore(&self, env: &Env) -> Result<(), EnvError> {
         let _lock = self.lock(LOCK_LIMIT)?;
         match self.load() {
             Ok(_) => return Err(EnvError::Exists),
             Err(EnvError::NoGoodCopy { .. }) => {}
             Err(error) => return Err(error),
-        }
-        let mut env = Env::default();
-        for (name, value) in variables {
-            env.set(name, value)?;
         }
         for index in 0..self.location.0.len() {
             // The first copy is in force; the second equals it, so that losing either changes nothing.
@@ -219,6 +243,11 @@ impl UbootEnv {
             )?;
         }
         Ok(())
+    }
+
+    /// Bytes of one copy.
+    pub(super) fn size(&self) -> usize {
+        self.location.0[0].size
     }
 
     fn lock(&self, limit: Duration) -> Result<Flock<File>, EnvError> {
@@ -285,18 +314,23 @@ impl UbootEnv {
         let redundant = self.location.is_redundant();
         let mut unreadable = None;
         let mut copies = Vec::new();
+        let mut scheme = FlagScheme::Counter;
         for area in &self.location.0 {
-            let bytes = read_area(area);
-            copies.push(match bytes {
-                Ok(bytes) => codec::decode(&bytes, redundant),
-                Err(source) => {
-                    unreadable = Some(EnvError::Read {
-                        device: area.device.clone(),
-                        source,
-                    });
-                    None
-                }
-            });
+            copies.push(
+                match Medium::open(area, false).and_then(|medium| {
+                    scheme = medium.flag_scheme();
+                    medium.read(area)
+                }) {
+                    Ok(bytes) => codec::decode(&bytes, redundant),
+                    Err(source) => {
+                        unreadable = Some(EnvError::Read {
+                            device: area.device.clone(),
+                            source,
+                        });
+                        None
+                    }
+                },
+            );
         }
         let mut good = copies
             .into_iter()
@@ -304,13 +338,18 @@ impl UbootEnv {
             .filter_map(|(index, copy)| Some((index, copy?)));
         match (good.next(), good.next()) {
             (Some((_, first)), Some((_, second))) => {
-                let index = codec::newer([first.flags, second.flags]);
+                let index = codec::newer([first.flags, second.flags], scheme);
                 Ok(Loaded {
                     index,
                     copy: if index == 0 { first } else { second },
+                    scheme,
                 })
             }
-            (Some((index, copy)), None) => Ok(Loaded { index, copy }),
+            (Some((index, copy)), None) => Ok(Loaded {
+                index,
+                copy,
+                scheme,
+            }),
             (None, _) => Err(unreadable.unwrap_or_else(|| {
                 let place =
                     |area: &Area| format!("{} offset {:#x}", area.device.display(), area.offset);
@@ -330,16 +369,11 @@ impl UbootEnv {
             device: area.device.clone(),
             source,
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&area.device)
+        let medium = Medium::open(area, true).map_err(failed)?;
+        medium.write(area, &bytes).map_err(failed)?;
+        let found = Medium::open(area, false)
+            .and_then(|medium| medium.read(area))
             .map_err(failed)?;
-        let offset = absolute(area, &file).map_err(failed)?;
-        file.write_all_at(&bytes, offset).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        drop_cache(&file).map_err(failed)?;
-        let found = read_area(area).map_err(failed)?;
         if found == bytes {
             Ok(())
         } else {
@@ -348,35 +382,98 @@ impl UbootEnv {
             })
         }
     }
-}
 
-fn read_area(area: &Area) -> io::Result<Vec<u8>> {
-    let file = File::open(&area.device)?;
-    let offset = absolute(area, &file)?;
-    let mut bytes = vec![0; area.size];
-    file.read_exact_at(&mut bytes, offset)?;
-    Ok(bytes)
-}
-
-/// The offset from the start of the device.
-fn absolute(area: &Area, file: &File) -> io::Result<u64> {
-    if let Ok(offset) = u64::try_from(area.offset) {
-        return Ok(offset);
+    /// On flash with boolean flags: the copy `index` is no longer in force.
+    fn make_obsolete(&self, index: usize) -> Result<(), EnvError> {
+        let area = &self.location.0[index];
+        Medium::open(area, true)
+            .and_then(|medium| match &medium {
+                Medium::Flash(mtd) => flash::make_obsolete(mtd, medium.start(area)?),
+                Medium::Plain(_) => Ok(()),
+            })
+            .map_err(|source| EnvError::Write {
+                device: area.device.clone(),
+                source,
+            })
     }
-    let meta = file.metadata()?;
-    let length = if meta.file_type().is_block_device() {
-        ioctl::device_size(file)?
-    } else {
-        meta.len()
-    };
-    length
-        .checked_sub(area.offset.unsigned_abs())
-        .ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("it has {length} bytes, fewer than the negative offset"),
-            )
-        })
+}
+
+/// What a copy lies on, opened.
+enum Medium {
+    /// A block device or a file.
+    Plain(File),
+    /// Raw flash.
+    Flash(Mtd),
+}
+
+impl Medium {
+    fn open(area: &Area, write: bool) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(write)
+            .open(&area.device)?;
+        if file.metadata()?.file_type().is_char_device() {
+            Ok(Self::Flash(Mtd::new(file)?))
+        } else {
+            Ok(Self::Plain(file))
+        }
+    }
+
+    fn flag_scheme(&self) -> FlagScheme {
+        match self {
+            Self::Plain(_) => FlagScheme::Counter,
+            Self::Flash(mtd) => flash::flag_scheme(mtd),
+        }
+    }
+
+    fn read(&self, area: &Area) -> io::Result<Vec<u8>> {
+        let start = self.start(area)?;
+        let mut bytes = vec![0; area.size];
+        match self {
+            Self::Plain(file) => file.read_exact_at(&mut bytes, start)?,
+            Self::Flash(mtd) => mtd.read(&mut bytes, start)?,
+        }
+        Ok(bytes)
+    }
+
+    /// Writes a copy; durable when it returns, and the next read comes from the medium.
+    fn write(&self, area: &Area, bytes: &[u8]) -> io::Result<()> {
+        let start = self.start(area)?;
+        match self {
+            Self::Plain(file) => {
+                file.write_all_at(bytes, start)?;
+                file.sync_all()?;
+                drop_cache(file)
+            }
+            Self::Flash(mtd) => flash::write_copy(mtd, bytes, start),
+        }
+    }
+
+    /// The first byte of `area`, from the start of the device.
+    fn start(&self, area: &Area) -> io::Result<u64> {
+        if let Ok(offset) = u64::try_from(area.offset) {
+            return Ok(offset);
+        }
+        let length = match self {
+            Self::Flash(mtd) => mtd.info().size,
+            Self::Plain(file) => {
+                let meta = file.metadata()?;
+                if meta.file_type().is_block_device() {
+                    ioctl::device_size(file)?
+                } else {
+                    meta.len()
+                }
+            }
+        };
+        length
+            .checked_sub(area.offset.unsigned_abs())
+            .ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("it has {length} bytes, fewer than the negative offset"),
+                )
+            })
+    }
 }
 
 /// Makes the next read come from the medium.

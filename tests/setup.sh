@@ -30,30 +30,23 @@ if [ "$what" = --vm ] || [ "$what" = --tests ]; then
     need cpio cpio
     need ip iproute2
     need setpriv util-linux
-    # To build U-Boot.
+    # tests/uboot/build.sh builds U-Boot.
     need bison bison
     need flex flex
     need swig swig
+    need bc bc
     need bzip2 bzip2
     need iasl acpica-tools
-    need /usr/include/openssl/ssl.h libssl-dev
+    need /usr/include/openssl/evp.h libssl-dev
     need /usr/include/gnutls/gnutls.h libgnutls28-dev
-    need python3-config python3-dev
-    python3 -c 'import setuptools' 2>/dev/null || packages+=(python3-setuptools)
+    need python3 python3
     python3 -c 'import elftools' 2>/dev/null || packages+=(python3-pyelftools)
+    python3 -c 'import setuptools' 2>/dev/null || packages+=(python3-setuptools)
+    [ -n "$(find /usr/include -name Python.h -print -quit)" ] || packages+=(python3-dev)
 fi
 if [ "$what" = --tests ]; then
     need fw_printenv libubootenv-tool
     need mkenvimage u-boot-tools
-    # tests/uboot/build.sh builds U-Boot.
-    need bison bison
-    need sfdisk fdisk
-    need flex flex
-    need swig swig
-    need bc bc
-    need iasl acpica-tools
-    need /usr/include/openssl/evp.h libssl-dev
-    need /usr/include/gnutls/gnutls.h libgnutls28-dev
     need minisign minisign
     need zstd zstd
     need xz xz-utils
@@ -63,9 +56,6 @@ if [ "$what" = --tests ]; then
     need dbus-daemon dbus
     need systemd-analyze systemd
     need python3 python3
-    python3 -c 'import elftools' 2>/dev/null || packages+=(python3-pyelftools)
-    python3 -c 'import setuptools' 2>/dev/null || packages+=(python3-setuptools)
-    [ -n "$(find /usr/include -name Python.h -print -quit)" ] || packages+=(python3-dev)
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     need node nodejs
     need npm npm

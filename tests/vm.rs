@@ -62,7 +62,8 @@ fn all() -> Vec<Scenario> {
         Scenario::Broken(Change::SystemdDies),
         Scenario::OneCopyRuined("env-1"),
         Scenario::OneCopyRuined("env-2"),
-        Scenario::BothCopiesRuined,
+        Scenario::BothCopiesRuined("a"),
+        Scenario::BothCopiesRuined("b"),
         Scenario::StateFull,
     ];
     scenarios.extend([Scenario::PowerCuts(EVERY_MOMENT)].repeat(ROUNDS));

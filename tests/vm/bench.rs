@@ -42,6 +42,8 @@ pub(crate) struct Update {
     pub(crate) target: String,
     before: Running,
     watch: Child,
+    /// How long the console's log was when it was asked for.
+    from: usize,
 }
 
 /// Which slot runs which version.
@@ -225,6 +227,7 @@ impl Bench {
             target: if before.slot == "a" { "b" } else { "a" }.to_owned(),
             before,
             watch,
+            from: self.whole_console().len(),
         })
     }
 
@@ -249,7 +252,6 @@ impl Bench {
     /// Waits for the end of `update`, and finds out whether it is true: what the twin says, what runs, what the
     /// bootloader holds and what the operator's tool returns must be one story.
     pub(crate) async fn end(&mut self, mut update: Update) -> Outcome<End> {
-        let from = self.whole_console().len();
         self.until(&format!("the end of update {}", update.id), |bench| {
             // A refusal ends the tool without a word in the twin.
             let refused = |watch: &mut Child| {
@@ -296,9 +298,8 @@ impl Bench {
             return Err(format!("a failure without its reason: {section:#}"));
         }
         let said = self.whole_console();
-        let boots = said[from.min(said.len())..]
-            .matches(", root file system ")
-            .count();
+        let since = said.get(update.from..).unwrap_or_default();
+        let boots = since.matches(", root file system ").count();
         Ok(End {
             word,
             reason,

@@ -3,8 +3,8 @@
 //!
 //! Not a test for `cargo test`, since each scenario boots a machine several times: `make test` runs the short form,
 //! `make vm-test` everything (`--whole`), and the table of outcomes goes into docs/explanation/vm-results.md. The seed
-//! of all chance is told; `VM_SEED=...` repeats it. `VM_ONLY=TEXT` runs the scenarios whose name has TEXT in it, `VM_DIR=DIR`
-//! runs them there, `VM_LANES=N` on so many machines at a time.
+//! of all chance is told; `VM_SEED=...` repeats it. `VM_ONLY=TEXT|TEXT` runs the scenarios whose name has one of the texts in it,
+//! `VM_DIR=DIR` runs them there, `VM_LANES=N` on so many machines at a time.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -136,7 +136,8 @@ fn main() -> ExitCode {
     let whole = env::args().any(|argument| argument == "--whole");
     let only = env::var("VM_ONLY").unwrap_or_default();
     let mut scenarios = if whole { all() } else { SHORT.to_vec() };
-    scenarios.retain(|scenario| scenario.what().contains(&only));
+    let wanted = |what: String| only.split('|').any(|text| what.contains(text));
+    scenarios.retain(|scenario| wanted(scenario.what()));
     // A trial that hangs waits more than it computes.
     let lanes = random::number("VM_LANES").unwrap_or(if whole { 2 } else { 1 });
 

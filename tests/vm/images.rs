@@ -94,7 +94,7 @@ fn edits(change: Change, seed: u64) -> (Vec<&'static str>, Vec<Put>) {
             (vec!["rm /etc/fstab"], vec![fstab])
         }
         // systemd that crashes stops all it does, and stays there as process 1.
-        Change::SystemdDies => early("/bin/kill -SEGV 1"),
+        Change::SystemdDies => early("/bin/sh -c 'kill -SEGV 1'"),
         Change::NoDaemon => (vec!["rm /usr/bin/fwupdated"], Vec::new()),
         Change::Unhealthy => {
             let text = "#!/bin/sh\necho 'the pump does not answer'\nexit 1\n";

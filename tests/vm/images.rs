@@ -26,7 +26,7 @@ pub(crate) enum Change {
     Panics,
     /// systemd waits for ever before it starts anything of ours.
     Hangs,
-    /// A file system never comes, and with it nothing that `fw_printenv` needs.
+    /// The boot waits for a file system that never comes, and `fw_printenv` is missing.
     NoFileSystem,
     /// systemd itself dies, and nobody feeds the hardware watchdog.
     SystemdDies,
@@ -91,7 +91,10 @@ fn edits(change: Change, seed: u64) -> (Vec<&'static str>, Vec<Put>) {
             let fstab = include_str!("guest/fstab");
             let line = "PARTLABEL=nothing /srv ext4 x-systemd.device-timeout=0 0 0\n";
             let fstab = Put::file("/etc/fstab", format!("{fstab}{line}"));
-            (vec!["rm /etc/fstab"], vec![fstab])
+            (
+                vec!["rm /etc/fstab", "rm /usr/bin/fw_printenv"],
+                vec![fstab],
+            )
         }
         // systemd that crashes stops all it does, and stays there as process 1.
         Change::SystemdDies => early("/bin/sh -c 'kill -SEGV 1'"),

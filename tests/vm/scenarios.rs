@@ -60,9 +60,7 @@ impl Scenario {
                 Change::NoKernel => "slot without a kernel".to_owned(),
                 Change::Panics => "kernel panic once systemd runs".to_owned(),
                 Change::Hangs => "boot that hangs before the daemon".to_owned(),
-                Change::NoFileSystem => {
-                    "boot that waits for a file system (environment unreadable)".to_owned()
-                }
+                Change::NoFileSystem => "boot that waits for ever, without fw_printenv".to_owned(),
                 Change::SystemdDies => "systemd dies (hardware watchdog)".to_owned(),
                 Change::NoDaemon => "no daemon in the new version".to_owned(),
                 Change::Unhealthy => "health check that fails".to_owned(),

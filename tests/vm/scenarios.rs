@@ -40,6 +40,18 @@ pub(crate) enum Moment {
     Confirm,
 }
 
+impl Moment {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Download => "download",
+            Self::Write => "write",
+            Self::Arm => "arming",
+            Self::FirstBoot => "first boot",
+            Self::Confirm => "confirmation",
+        }
+    }
+}
+
 /// Every moment, in order.
 pub(crate) const EVERY_MOMENT: &[Moment] = &[
     Moment::Download,
@@ -65,7 +77,10 @@ impl Scenario {
                 Change::NoDaemon => "no daemon in the new version".to_owned(),
                 Change::Unhealthy => "health check that fails".to_owned(),
             },
-            Self::PowerCuts(moments) => format!("power cuts at random moments of {moments:?}"),
+            Self::PowerCuts(moments) => {
+                let names: Vec<_> = moments.iter().map(|moment| moment.name()).collect();
+                format!("power cuts at random moments of {}", names.join(", "))
+            }
             Self::OneCopyRuined(copy) => format!("environment: copy {copy} damaged"),
             Self::BothCopiesRuined(slot) => {
                 format!("environment: both copies damaged, slot {slot} confirmed")

@@ -24,6 +24,16 @@ test: setup ## Run every check: format, lints, dependencies, all tests
 crash-replay: setup ## Replay every power cut of whole updates, at length: a thousand of them given to the real daemon (20 minutes)
 	@CRASH_REPLAY=full cargo test --locked --test crash_replay -- --include-ignored
 
+.PHONY: deb
+deb: ## Build the Debian package of this machine's architecture, into target/debian/
+	@tests/setup.sh --deb
+	@cargo deb --locked
+
+.PHONY: vm-test
+vm-test: ## Run every scenario in a virtual machine: updates, broken versions, 30 power cuts (as root, an hour)
+	@tests/setup.sh --vm
+	@VM_TEST=required tests/vm/run.sh --whole
+
 .PHONY: bench-hub
 bench-hub: ## Measure the hub connection: traffic, wake-ups, memory (as root), and ten thousand devices at once (10 minutes)
 	@cargo bench --locked --bench hub_cost

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what demo (`--demo`) or tests (`--tests`, the default) need on a bare Debian 12 or 13 with Rust: Debian
-# packages, and for the tests also cargo-deny from crates.io. Says what it installs; does nothing when all is there.
+# Installs what demo (`--demo`), the Debian package (`--deb`), the virtual machine (`--vm`) or tests (`--tests`, the
+# default: all of them) need on a bare Debian 12 or 13 with Rust: Debian packages, and tools from crates.io. Says what it
+# installs; does nothing when all is there.
 set -euo pipefail
 
 what=${1:---tests}
@@ -14,18 +15,38 @@ need make make
 need pkg-config pkg-config
 need mkfs.ext4 e2fsprogs
 need debugfs e2fsprogs
-if [ "$what" = --tests ]; then
-    need fw_printenv libubootenv-tool
-    need mkenvimage u-boot-tools
+if [ "$what" != --demo ]; then
+    need dpkg-shlibdeps dpkg-dev
+    need strip binutils
+fi
+if [ "$what" = --vm ] || [ "$what" = --tests ]; then
+    need qemu-system-x86_64 qemu-system-x86
+    need mmdebstrap mmdebstrap
+    need mkimage u-boot-tools
+    need sfdisk fdisk
+    need mkfs.vfat dosfstools
+    need mcopy mtools
+    need depmod kmod
+    need cpio cpio
+    need ip iproute2
+    need setpriv util-linux
     # tests/uboot/build.sh builds U-Boot.
     need bison bison
-    need sfdisk fdisk
     need flex flex
     need swig swig
     need bc bc
+    need bzip2 bzip2
     need iasl acpica-tools
     need /usr/include/openssl/evp.h libssl-dev
     need /usr/include/gnutls/gnutls.h libgnutls28-dev
+    need python3 python3
+    python3 -c 'import elftools' 2>/dev/null || packages+=(python3-pyelftools)
+    python3 -c 'import setuptools' 2>/dev/null || packages+=(python3-setuptools)
+    [ -n "$(find /usr/include -name Python.h -print -quit)" ] || packages+=(python3-dev)
+fi
+if [ "$what" = --tests ]; then
+    need fw_printenv libubootenv-tool
+    need mkenvimage u-boot-tools
     need minisign minisign
     need zstd zstd
     need xz xz-utils
@@ -36,9 +57,6 @@ if [ "$what" = --tests ]; then
     need dbus-daemon dbus
     need systemd-analyze systemd
     need python3 python3
-    python3 -c 'import elftools' 2>/dev/null || packages+=(python3-pyelftools)
-    python3 -c 'import setuptools' 2>/dev/null || packages+=(python3-setuptools)
-    [ -n "$(find /usr/include -name Python.h -print -quit)" ] || packages+=(python3-dev)
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     need node nodejs
     need npm npm
@@ -70,4 +88,8 @@ fi
 if [ "$what" = --tests ] && ! cargo deny --version >/dev/null 2>&1; then
     echo "setup: installing cargo-deny from crates.io (checks licences and sources of dependencies)"
     cargo install --locked --quiet cargo-deny
+fi
+if [ "$what" != --demo ] && ! cargo deb --version >/dev/null 2>&1; then
+    echo "setup: installing cargo-deb from crates.io (makes the Debian package)"
+    cargo install --locked --quiet cargo-deb
 fi

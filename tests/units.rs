@@ -340,9 +340,18 @@ fn trial_condition() -> String {
     command.replace("$$", "$")
 }
 
-/// Runs the condition in a boot with `command_line`, with `confirmed` in the bootloader's environment (`None`: it cannot
-/// be read). Whether the device is to reboot, and what systemctl was asked.
+/// Runs the condition 20 minutes into a boot with `command_line`, with `confirmed` in the bootloader's environment
+/// (`None`: it cannot be read). Whether the device is to reboot, and what systemctl was asked.
 fn ask_trial_condition(command_line: &str, confirmed: Option<&str>) -> (bool, String) {
+    ask_trial_condition_after(1200, command_line, confirmed)
+}
+
+/// The same, so many seconds into the boot.
+fn ask_trial_condition_after(
+    uptime: u32,
+    command_line: &str,
+    confirmed: Option<&str>,
+) -> (bool, String) {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let program = |name: &str, text: &str| {
@@ -360,11 +369,17 @@ fn ask_trial_condition(command_line: &str, confirmed: Option<&str>) -> (bool, St
     program("systemctl", &format!("echo \"$*\" >>{}", asked.display()));
     let proc = dir.path().join("cmdline");
     fs::write(&proc, format!("{command_line}\n")).unwrap();
+    let clock = dir.path().join("uptime");
+    fs::write(&clock, format!("{uptime}.25 {uptime}.00\n")).unwrap();
     let command = trial_condition();
-    assert!(command.contains("/proc/cmdline"));
+    assert!(command.contains("/proc/cmdline") && command.contains("/proc/uptime"));
+    let command = command.replace("/proc/cmdline", proc.to_str().unwrap());
+    let limit = value(&text("systemd/fwupdated-trial.service"), "Environment");
+    let (name, limit) = limit.split_once('=').unwrap();
     let ended = Command::new("/bin/sh")
         .arg("-c")
-        .arg(command.replace("/proc/cmdline", proc.to_str().unwrap()))
+        .arg(command.replace("/proc/uptime", clock.to_str().unwrap()))
+        .env(name, limit)
         .env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()))
         .status()
         .unwrap();
@@ -394,6 +409,16 @@ fn the_last_resort_reboots_while_the_running_slot_is_not_the_confirmed_one() {
     );
     let without = "console=ttyS0 fwupdated.boot=trial";
     assert_eq!(ask_trial_condition(without, Some("a")), (false, nothing));
+}
+
+#[test]
+fn the_last_resort_gives_up_a_trial_whose_environment_stays_unreadable() {
+    let trial = "root=/dev/mmcblk0p3 fwupdated.slot=b fwupdated.boot=trial ro";
+    let reboots = |uptime, confirmed| ask_trial_condition_after(uptime, trial, confirmed).0;
+    assert!(!reboots(3599, None) && reboots(3600, None) && reboots(3600, Some("")));
+    assert!(!reboots(3600, Some("b")), "confirmed");
+    let without = "console=ttyS0 fwupdated.boot=trial";
+    assert!(!ask_trial_condition_after(3600, without, None).0);
 }
 
 #[test]
@@ -511,4 +536,30 @@ fn systemd_makes_the_operator_s_folders_and_the_group_from_these_files() {
         fs::metadata(secret).unwrap().permissions().mode() & 0o777,
         0o600
     );
+}
+
+#[test]
+fn the_package_has_each_file_where_systemd_looks_for_it() {
+    let manifest = text("Cargo.toml");
+    let mut files = units();
+    for folder in ["sysusers.d", "tmpfiles.d", "system.conf.d"] {
+        files.push(root().join(format!("systemd/{folder}/fwupdated.conf")));
+    }
+    for file in files {
+        let file = file.strip_prefix(root()).unwrap();
+        let place = match file
+            .parent()
+            .unwrap()
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+        {
+            "systemd" => "usr/lib/systemd/system/",
+            "system.conf.d" => "usr/lib/systemd/system.conf.d/10-fwupdated.conf",
+            folder => &format!("usr/lib/{folder}/"),
+        };
+        let asset = format!("[\"{}\", \"{place}\", \"644\"]", file.display());
+        assert!(manifest.contains(&asset), "Cargo.toml lacks {asset}");
+    }
 }

@@ -95,7 +95,7 @@ pub(super) fn write_copy(flash: &dyn Flash, bytes: &[u8], at: u64) -> io::Result
         let text = format!("its type of flash ({}) is not known", info.kind);
         return Err(refused(text));
     }
-    if at % block != 0 {
+    if !at.is_multiple_of(block) {
         let text = format!(
             "the copy at {at:#x} does not begin at an erase block ({block:#x} bytes): erasing would take what is before \
              it; move it in U-Boot and fw_env.config"
@@ -267,7 +267,7 @@ mod tests {
 
     /// The order of [`super::super::store`]: the other copy, then the flag of the one before.
     fn update(flash: &Fake, number: usize, scheme: FlagScheme) -> io::Result<()> {
-        let (new, old) = if number % 2 == 0 {
+        let (new, old) = if number.is_multiple_of(2) {
             (0, 2 * SIZE)
         } else {
             (2 * SIZE, 0)

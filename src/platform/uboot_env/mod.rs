@@ -10,8 +10,8 @@
 //!
 //! Each decision is **one** write ([`UbootEnv::update`]), read back before it counts. Before a slot is written, the
 //! older copy too is brought to say what is in force ([`UbootEnv::forget_older`]). How the boot script
-//! reads them: [`boot_decision`]. Boards that boot with RAUC's or Mender's scripts: [`variables`]. What is left when
-//! the environment is lost: [`marks`], [`restore`].
+//! reads them: [`boot_decision`]. Boards that boot with RAUC's or Mender's scripts: `variables`. What is left when
+//! the environment is lost: `marks`, `restore`.
 
 mod boot_model;
 pub mod codec;

@@ -99,7 +99,7 @@ fn lines(bytes: &[u8]) -> Option<Env> {
         let (name, value) = line.split_once('=')?;
         env.set(name, value).ok()?;
     }
-    (env.len() > 0).then_some(env)
+    (!env.is_empty()).then_some(env)
 }
 
 impl From<SourceError> for BootloaderError {

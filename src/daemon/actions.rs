@@ -181,6 +181,7 @@ impl Actions {
         let (meter, say, generation) = (self.meter.clone(), self.sender.clone(), self.generation);
         let purpose = match saved.machine {
             State::RollingBack { .. } => Purpose::Rollback,
+            State::Rebooting { .. } => Purpose::Trial,
             _ => Purpose::Request,
         };
         let running = saved.slots.get(&context.board.booted.slot);
@@ -387,8 +388,16 @@ impl Run {
     }
 
     async fn reboot(&self) -> Result<Event, Failure> {
+        let board = self.context.board.clone();
+        let argument = match self.purpose {
+            Purpose::Trial => {
+                blocking(move || board.with_bootloader(|bootloader| bootloader.start_trial()))
+                    .await?
+            }
+            Purpose::Request | Purpose::Rollback => None,
+        };
         let rebooter = &self.context.board.rebooter;
-        let error = match rebooter.reboot(self.purpose).await {
+        let error = match rebooter.reboot(self.purpose, argument).await {
             Ok(()) => {
                 tokio::time::sleep(REBOOT_LIMIT).await;
                 let text = format!(
@@ -399,6 +408,9 @@ impl Run {
             }
             Err(error) => Failure::from(&error),
         };
+        if argument.is_some() {
+            rebooter.withdraw().await;
+        }
         tokio::time::sleep(rebooter.pause()).await;
         Err(error)
     }

@@ -41,6 +41,8 @@ enum Way {
 pub enum Purpose {
     /// An update or a person asks: a no counts.
     Request,
+    /// The armed slot is to be tried: a no counts too, and the bootloader may want to be told.
+    Trial,
     /// The slot that runs must not go on running.
     Rollback,
 }
@@ -135,6 +137,8 @@ impl Coded for RebootError {
 trait LogindManager {
     /// Reboots; `interactive` lets polkit ask someone.
     fn reboot(&self, interactive: bool) -> zbus::Result<()>;
+    /// What the kernel is told at the next reboot; an empty text for nothing. Kept in `/run/systemd/reboot-param`.
+    fn set_reboot_parameter(&self, parameter: &str) -> zbus::Result<()>;
 }
 
 impl Rebooter {
@@ -149,11 +153,16 @@ impl Rebooter {
         }
     }
 
-    /// Asks for the reboot. `Ok` means that it was accepted, not that it happened.
+    /// Asks for the reboot, with an `argument` for the kernel if there is one. `Ok` means that it was accepted, not that
+    /// it happened. A stand-in gets the argument as one more word.
     ///
     /// # Errors
     /// [`RebootError`], after [`LIMIT`] at the latest.
-    pub async fn reboot(&self, purpose: Purpose) -> Result<(), RebootError> {
+    pub async fn reboot(
+        &self,
+        purpose: Purpose,
+        argument: Option<&str>,
+    ) -> Result<(), RebootError> {
         if purpose == Purpose::Rollback {
             let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
             if let Some(forced) = self.forced.as_ref().filter(|_| attempt >= FORCED_FROM) {
@@ -165,8 +174,30 @@ impl Rebooter {
             }
         }
         match &self.way {
-            Way::Logind => ask_logind().await,
-            Way::Command(words) => run(words).await,
+            Way::Logind => ask_logind(argument).await,
+            Way::Command(words) => {
+                let mut words = words.clone();
+                words.extend(argument.map(str::to_owned));
+                run(&words).await
+            }
+        }
+    }
+
+    /// The reboot that was asked for did not happen: the next one, whoever asks for it, must not carry its argument.
+    pub async fn withdraw(&self) {
+        if let Way::Logind = self.way {
+            let cleared = async {
+                let bus = zbus::Connection::system().await?;
+                LogindManagerProxy::new(&bus)
+                    .await?
+                    .set_reboot_parameter("")
+                    .await
+            };
+            match tokio::time::timeout(LIMIT, cleared).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!("the reboot parameter cannot be cleared: {error}"),
+                Err(_) => warn!("the reboot parameter cannot be cleared: logind does not answer"),
+            }
         }
     }
 
@@ -178,10 +209,14 @@ impl Rebooter {
     }
 }
 
-async fn ask_logind() -> Result<(), RebootError> {
+async fn ask_logind(argument: Option<&str>) -> Result<(), RebootError> {
     let asked = async {
         let bus = zbus::Connection::system().await?;
-        LogindManagerProxy::new(&bus).await?.reboot(false).await
+        let logind = LogindManagerProxy::new(&bus).await?;
+        if let Some(argument) = argument {
+            logind.set_reboot_parameter(argument).await?;
+        }
+        logind.reboot(false).await
     };
     match tokio::time::timeout(LIMIT, asked).await {
         Ok(answer) => answer.map_err(RebootError::Logind),
@@ -217,7 +252,7 @@ mod tests {
 
     async fn ask(command: &[&str]) -> Result<(), RebootError> {
         let rebooter = Rebooter::new(Some(words(command)));
-        rebooter.reboot(Purpose::Request).await
+        rebooter.reboot(Purpose::Request, None).await
     }
 
     #[tokio::test]
@@ -237,6 +272,19 @@ mod tests {
         assert!(matches!(ask(&[]).await, Err(RebootError::Start { .. })));
     }
 
+    #[tokio::test]
+    async fn the_argument_for_the_kernel_is_one_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = dir.path().join("said");
+        let script = format!("printf '%s|' \"$@\" > {}", said.display());
+        let rebooter = Rebooter::new(Some(words(&["sh", "-c", &script, "sh"])));
+        rebooter
+            .reboot(Purpose::Trial, Some("0 tryboot"))
+            .await
+            .unwrap();
+        assert_eq!(std::fs::read_to_string(&said).unwrap(), "0 tryboot|");
+    }
+
     /// One whose polite way always fails, with a file that the forced one leaves.
     fn refused(dir: &std::path::Path) -> (Rebooter, std::path::PathBuf) {
         let file = dir.join("forced");
@@ -253,10 +301,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (rebooter, file) = refused(dir.path());
         for _ in 1..FORCED_FROM {
-            assert!(rebooter.reboot(Purpose::Rollback).await.is_err());
+            assert!(rebooter.reboot(Purpose::Rollback, None).await.is_err());
             assert!(!file.exists());
         }
-        rebooter.reboot(Purpose::Rollback).await.unwrap();
+        rebooter.reboot(Purpose::Rollback, None).await.unwrap();
         assert!(file.exists());
     }
 
@@ -265,7 +313,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (rebooter, file) = refused(dir.path());
         for _ in 0..2 * FORCED_FROM {
-            assert!(rebooter.reboot(Purpose::Request).await.is_err());
+            assert!(rebooter.reboot(Purpose::Request, None).await.is_err());
         }
         assert!(!file.exists());
         assert_eq!(rebooter.pause(), FIRST_PAUSE);
@@ -276,7 +324,7 @@ mod tests {
         let rebooter = Rebooter::new(Some(words(&["false"])));
         let mut pauses = Vec::new();
         for _ in 0..40 {
-            assert!(rebooter.reboot(Purpose::Rollback).await.is_err());
+            assert!(rebooter.reboot(Purpose::Rollback, None).await.is_err());
             pauses.push(rebooter.pause().as_secs());
         }
         assert_eq!(pauses[..8], [5, 10, 20, 40, 80, 160, 300, 300]);

@@ -23,6 +23,10 @@ if [ "$what" = --tests ]; then
     need bzip2 bzip2
     need openssl openssl
     need losetup mount
+    need mkfs.vfat dosfstools
+    need sfdisk fdisk
+    need img2simg android-sdk-libsparse-utils
+    need tar tar
     need dbus-daemon dbus
     need systemd-analyze systemd
     need python3 python3

@@ -18,7 +18,7 @@ use fwupdated::{
         TrybootBootloader,
         autoboot::{Autoboot, LENGTH, Note, boot_partition},
     },
-    update::{failure::Coded, ports::Bootloader, slot::Slot},
+    update::{digest::Sha256, failure::Coded, ports::Bootloader, slot::Slot},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -98,8 +98,9 @@ impl Disk {
             fs::write(&table, format!("label: gpt\n{lines}")).unwrap();
             let script = format!("sfdisk --quiet {path} < {}", table.display());
             run("sh", &["-c", &script])?;
-            let device = run("losetup", &["-f", "-P", "--show", path])?;
-            Ok(device)
+            let device = run("losetup", &["-f", "--show", path])?;
+            // Also where the kernel does not look for partitions by itself.
+            run("partx", &["-a", &device]).map(|_| device)
         };
         let device = match made() {
             Ok(device) => device,
@@ -178,6 +179,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         let _ = run("umount", &[self.mounted().to_str().unwrap()]);
+        let _ = run("partx", &["-d", &self.device]);
         let _ = run("losetup", &["-d", &self.device]);
     }
 }
@@ -596,6 +598,63 @@ async fn an_update_is_tried_by_the_firmware_and_confirmed_in_autoboot_txt_and_so
         twin["properties"]["reported"]["fwupdated"]["bootloader"],
         "tryboot"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_update_archive_of_the_vendor_s_image_tool_installs_both_partitions() {
+    let mut scene = scene("").await;
+    let folder = scene.rig.dir.join("archive");
+    fs::create_dir(&folder).unwrap();
+    let (boot, system) = (boot_partition_image("vendor"), noise(3 * MIB, 9));
+    // As rpi-image-gen packs them: android sparse images, and `tar -I zstd -h -cf update.tar.zst -- *`.
+    for (name, raw) in [("boot", &boot), ("system", &system)] {
+        let plain = scene.rig.dir.join(name);
+        fs::write(&plain, raw).unwrap();
+        if let Err(error) = run(
+            "img2simg",
+            &[plain.to_str().unwrap(), folder.join(name).to_str().unwrap()],
+        ) {
+            skip::skipped(format_args!("no sparse images ({error})"));
+            return;
+        }
+    }
+    let file = scene.rig.dir.join("update.tar.zst");
+    let script = format!(
+        "cd {} && tar -I zstd -h -cf {} -- *",
+        folder.display(),
+        file.display()
+    );
+    run("sh", &["-c", &script]).unwrap();
+    let bytes = fs::read(&file).unwrap();
+    let digest = Sha256::of(&bytes).to_string();
+    scene.rig.server.put("/update.tar.zst", bytes);
+    let uri = scene.rig.server.url("/update.tar.zst");
+    // Without digest and signature nothing vouches for it.
+    let (_, body) = scene
+        .rig
+        .invoke(json!({ "fwPackageUri": &uri, "updateId": "bare" }))
+        .await;
+    let section = scene.device.until_final(&scene.rig, "bare").await;
+    assert_eq!(
+        section["error"]["code"], "image-unsigned",
+        "{body} {section:#}"
+    );
+    let (status, body) = scene
+        .rig
+        .invoke(json!({ "fwPackageUri": &uri, "fwPackageSha256": digest, "updateId": "whole" }))
+        .await;
+    assert_eq!(status, 200, "{body}");
+    let section = scene.device.until_final(&scene.rig, "whole").await;
+    assert_eq!(
+        section["status"],
+        "applyComplete",
+        "{section:#}\n{}",
+        scene.device.log()
+    );
+    assert_eq!(scene.device.running(), Slot::B);
+    assert!(scene.device.holds(Slot::B, &system));
+    assert_eq!(fs::read(scene.device.boot_file(Slot::B)).unwrap(), boot);
+    assert_eq!(scene.decision(), Autoboot::new(3, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -144,7 +144,9 @@ impl Disk {
             Ok(())
         };
         if let Err(error) = prepared() {
-            skip::skipped(format_args!("no FAT file system of our own ({error})"));
+            skip::skipped(format_args!(
+                "no FAT file system of our own, see tests/rpi/fat-in-vm.sh ({error})"
+            ));
             return None;
         }
         Some(disk)
@@ -301,6 +303,66 @@ fn a_partition_that_is_mounted_read_only_is_said_and_changes_nothing() {
     assert_eq!(failure.code, "autoboot-write-failed");
     assert!(failure.message.contains("writable"), "{failure}");
     assert_eq!(fs::read_to_string(disk.file()).unwrap(), VENDOR);
+}
+
+/// Asks the condition of `fwupdated-tryboot-trial.service` as systemd would: whether the device is to be rebooted, and
+/// what it told systemctl.
+fn last_resort(autoboot: Option<&str>, partition: u8, tryboot: bool) -> (bool, String) {
+    let dir = tempfile::tempdir().unwrap();
+    cells(dir.path(), partition, tryboot);
+    let file = dir.path().join("autoboot.txt");
+    if let Some(text) = autoboot {
+        fs::write(&file, text).unwrap();
+    }
+    let unit = include_str!("../systemd/fwupdated-tryboot-trial.service").replace("\\\n", " ");
+    let command = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecCondition=/bin/sh -c '"))
+        .unwrap();
+    let command = command.strip_suffix('\'').unwrap().replace("$$", "$");
+    let systemctl = dir.path().join("systemctl");
+    fs::write(&systemctl, "#!/bin/sh\necho \"$*\"\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&systemctl, mode).unwrap();
+    let path = format!(
+        "{}:{}",
+        dir.path().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let output = Command::new("/bin/sh")
+        .args(["-c", &command])
+        .env("PATH", path)
+        .env("AUTOBOOT", &file)
+        .env("CELLS", dir.path().join("chosen/bootloader"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.success(), said)
+}
+
+#[test]
+fn the_last_resort_reboots_a_trial_that_is_not_confirmed_and_nothing_else() {
+    let (a, b) = (Autoboot::new(2, 3), Autoboot::new(3, 2));
+    let text = |decision: &Autoboot| String::from_utf8(decision.render().unwrap()).unwrap();
+    let stop = "--no-block stop fwupdated-tryboot-trial.timer\n".to_owned();
+    let reboot = (true, String::new());
+    assert_eq!(last_resort(Some(&text(&a)), 3, true), reboot);
+    assert_eq!(last_resort(None, 3, true), reboot);
+    assert_eq!(
+        last_resort(Some(&text(&b)), 3, true),
+        (false, stop.clone()),
+        "confirmed meanwhile"
+    );
+    assert_eq!(
+        last_resort(Some(&text(&a)), 2, false),
+        (false, stop.clone()),
+        "no trial"
+    );
+    assert_eq!(
+        last_resort(Some(&text(&a)), 3, false),
+        (false, stop),
+        "no trial, whatever else is odd"
+    );
 }
 
 /// A board whose power can go at any moment. The firmware here is written from its documentation.

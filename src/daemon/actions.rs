@@ -22,7 +22,7 @@ use super::{
     updater::{Published, blocking},
 };
 use crate::{
-    config::Config,
+    config::{BootloaderKind, Config},
     image::delta::OldPayload,
     platform::{fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
     update::{
@@ -371,6 +371,12 @@ impl Run {
     async fn disable(&self, slot: Slot) -> Result<Event, Failure> {
         let board = self.context.board.clone();
         blocking(move || board.with_bootloader(|bootloader| bootloader.mark_bad(slot))).await?;
+        // Whatever an earlier run left behind: no reboot by anyone may try this slot now. Within a trial nothing can be
+        // left, and the way back does not wait for a logind that may be sick.
+        let way_back = self.purpose == Purpose::Rollback;
+        if self.context.config.bootloader.kind == BootloaderKind::Tryboot && !way_back {
+            self.context.board.rebooter.withdraw().await;
+        }
         Ok(Event::SlotDisabled)
     }
 

@@ -174,7 +174,11 @@ impl Rebooter {
             }
         }
         match &self.way {
-            Way::Logind => ask_logind(argument).await,
+            Way::Logind => {
+                let asked =
+                    async { ask_logind(&zbus::Connection::system().await?, argument).await };
+                within_limit(asked).await
+            }
             Way::Command(words) => {
                 let mut words = words.clone();
                 words.extend(argument.map(str::to_owned));
@@ -186,17 +190,12 @@ impl Rebooter {
     /// The reboot that was asked for did not happen: the next one, whoever asks for it, must not carry its argument.
     pub async fn withdraw(&self) {
         if let Way::Logind = self.way {
-            let cleared = async {
-                let bus = zbus::Connection::system().await?;
-                LogindManagerProxy::new(&bus)
-                    .await?
-                    .set_reboot_parameter("")
-                    .await
-            };
-            match tokio::time::timeout(LIMIT, cleared).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!("the reboot parameter cannot be cleared: {error}"),
-                Err(_) => warn!("the reboot parameter cannot be cleared: logind does not answer"),
+            let cleared = async { clear(&zbus::Connection::system().await?).await };
+            if let Err(error) = within_limit(cleared).await {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the reboot parameter cannot be cleared"
+                );
             }
         }
     }
@@ -209,19 +208,26 @@ impl Rebooter {
     }
 }
 
-async fn ask_logind(argument: Option<&str>) -> Result<(), RebootError> {
-    let asked = async {
-        let bus = zbus::Connection::system().await?;
-        let logind = LogindManagerProxy::new(&bus).await?;
-        if let Some(argument) = argument {
-            logind.set_reboot_parameter(argument).await?;
-        }
-        logind.reboot(false).await
-    };
+async fn within_limit(asked: impl Future<Output = zbus::Result<()>>) -> Result<(), RebootError> {
     match tokio::time::timeout(LIMIT, asked).await {
         Ok(answer) => answer.map_err(RebootError::Logind),
         Err(_) => Err(RebootError::LogindSilent),
     }
+}
+
+/// Asks logind for the reboot. The argument stays with logind when the reboot is refused: see [`Rebooter::withdraw`].
+async fn ask_logind(bus: &zbus::Connection, argument: Option<&str>) -> zbus::Result<()> {
+    let logind = LogindManagerProxy::new(bus).await?;
+    let Some(argument) = argument else {
+        return logind.reboot(false).await;
+    };
+    logind.set_reboot_parameter(argument).await?;
+    logind.reboot(false).await
+}
+
+async fn clear(bus: &zbus::Connection) -> zbus::Result<()> {
+    let logind = LogindManagerProxy::new(bus).await?;
+    logind.set_reboot_parameter("").await
 }
 
 async fn run(words: &[String]) -> Result<(), RebootError> {
@@ -244,6 +250,8 @@ async fn run(words: &[String]) -> Result<(), RebootError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     fn words(words: &[&str]) -> Vec<String> {
@@ -283,6 +291,46 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(std::fs::read_to_string(&said).unwrap(), "0 tryboot|");
+    }
+
+    /// logind, as far as it is asked here.
+    struct Logind(mpsc::Sender<String>);
+
+    #[zbus::interface(name = "org.freedesktop.login1.Manager")]
+    impl Logind {
+        fn reboot(&self, interactive: bool) {
+            self.0.send(format!("reboot {interactive}")).unwrap();
+        }
+
+        fn set_reboot_parameter(&self, parameter: &str) {
+            self.0.send(format!("parameter {parameter:?}")).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn logind_is_told_the_argument_first_and_forgets_it_when_it_is_withdrawn() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (tell, told) = mpsc::channel();
+        let serving = zbus::connection::Builder::unix_stream(theirs)
+            .server(zbus::Guid::generate())
+            .p2p()
+            .serve_at("/org/freedesktop/login1", Logind(tell))
+            .build();
+        let asking = zbus::connection::Builder::unix_stream(ours).p2p().build();
+        let (_logind, bus) = tokio::try_join!(serving, asking).unwrap();
+        ask_logind(&bus, Some("0 tryboot")).await.unwrap();
+        clear(&bus).await.unwrap();
+        ask_logind(&bus, None).await.unwrap();
+        let said: Vec<_> = told.try_iter().collect();
+        assert_eq!(
+            said,
+            [
+                "parameter \"0 tryboot\"",
+                "reboot false",
+                "parameter \"\"",
+                "reboot false"
+            ]
+        );
     }
 
     /// One whose polite way always fails, with a file that the forced one leaves.

@@ -1,6 +1,7 @@
 //! Of the back end on plain folders: decisions, refusals, healing. On real FAT file systems: `tests/tryboot.rs`.
 
 use super::*;
+use crate::update::failure::Coded;
 
 struct Board {
     dir: tempfile::TempDir,

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | **the partition is written** | [`platform::slot_writer`] |
 //! | the running slot is read | [`platform::running_slot`] |
-//! | **the boot slot is changed** | [`platform::uboot_env`] |
+//! | **the boot slot is changed** | [`platform::uboot_env`], or [`platform::tryboot`] |
 //! | the image is downloaded | [`platform::fetch`] |
 //! | the hub is spoken to (MQTT) | [`hub::session`] |
 //! | state becomes durable | [`platform::state_file`] |

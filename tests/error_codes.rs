@@ -44,6 +44,10 @@ const SHARED: &[(&str, &str)] = &[
         "known-bad",
         "known by its version at the request, or by its content in the header",
     ),
+    (
+        "slot-is-confirmed",
+        "with U-Boot, or with the Raspberry Pi's firmware",
+    ),
     ("slot-not-a-device", "at the start, or when it is opened"),
     (
         "state-write-failed",

@@ -44,6 +44,7 @@ macro_rules! targets {
 }
 
 targets! {
+    archive at "fuzz/fuzz_targets/archive.rs",
     connection_string at "fuzz/fuzz_targets/connection_string.rs",
     chunk at "fuzz/fuzz_targets/chunk.rs",
     cutter at "fuzz/fuzz_targets/cutter.rs",

@@ -144,6 +144,8 @@ impl Bench {
             env_config: PathBuf::new(),
             lock_file: PathBuf::new(),
             tries: 3,
+            autoboot: PathBuf::new(),
+            device_tree: PathBuf::new(),
             booted_file: Some(path("booted")),
             reboot_command: None,
         };

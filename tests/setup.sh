@@ -54,6 +54,13 @@ if [ "$what" = --tests ]; then
     need openssl openssl
     need losetup mount
     need strace strace
+    need mkfs.vfat dosfstools
+    need sfdisk fdisk
+    need img2simg android-sdk-libsparse-utils
+    need mcopy mtools
+    need qemu-system-aarch64 qemu-system-arm
+    need dtc device-tree-compiler
+    need tar tar
     need dbus-daemon dbus
     need systemd-analyze systemd
     need python3 python3

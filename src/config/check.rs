@@ -9,7 +9,10 @@ use std::{
 use super::{
     error::{ConfigError, Place},
     layer::Layer,
-    raw::{BOOT_COMPLETE, Permission, RawBootloader, RawConfig, RawDuration, RawSlots},
+    raw::{
+        BOOT_COMPLETE, DEVICE_TREE, Permission, RawBootloader, RawConfig, RawDuration, RawSlots,
+        TRIES,
+    },
     valid::*,
 };
 
@@ -73,7 +76,7 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
     Ok(Config {
         hub: self::hub::hub(hub)?,
         provisioning: self::hub::provisioning(hub, provisioning)?,
-        slots: self::slots(slots)?,
+        slots: self::slots(slots, bootloader.kind)?,
         bootloader: self::bootloader(bootloader)?,
         fetch: self::fetch::fetch(fetch)?,
         trust: TrustConfig {
@@ -219,7 +222,7 @@ fn units(units: Option<&[String]>, kind: BootloaderKind) -> Checked<Vec<String>>
     const KEY: &str = "health.units";
     let Some(units) = units else {
         return Ok(match kind {
-            BootloaderKind::Uboot => vec![BOOT_COMPLETE.to_owned()],
+            BootloaderKind::Uboot | BootloaderKind::Tryboot => vec![BOOT_COMPLETE.to_owned()],
             BootloaderKind::File => Vec::new(),
         });
     };
@@ -235,7 +238,7 @@ fn units(units: Option<&[String]>, kind: BootloaderKind) -> Checked<Vec<String>>
     }
 }
 
-fn slots(slots: &RawSlots) -> Checked<Option<SlotsConfig>> {
+fn slots(slots: &RawSlots, kind: BootloaderKind) -> Checked<Option<SlotsConfig>> {
     const ROOTFS: [&str; 2] = ["slots.a.rootfs", "slots.b.rootfs"];
     const BOOT: [&str; 2] = ["slots.a.boot", "slots.b.boot"];
     let rootfs = both_slots(ROOTFS, [&slots.a.rootfs, &slots.b.rootfs])?;
@@ -251,6 +254,12 @@ fn slots(slots: &RawSlots) -> Checked<Option<SlotsConfig>> {
             ));
         }
     };
+    if kind == BootloaderKind::Tryboot && boot.is_none() {
+        return Err(Wrong::new(
+            BOOT[0],
+            "is missing; with bootloader.kind = \"tryboot\" the firmware boots a partition with boot files for each slot",
+        ));
+    }
     let [boot_a, boot_b] = boot.clone().unwrap_or_default();
     let named = [
         (ROOTFS[0], &a),
@@ -313,23 +322,31 @@ fn bootloader(raw: &RawBootloader) -> Checked<BootloaderConfig> {
             "begins with an empty text; begin with the program",
         ));
     }
-    match raw.kind {
-        BootloaderKind::Uboot => {
-            let only = "is only for bootloader.kind = \"file\"; take it out";
-            if booted_file.is_some() {
-                return Err(Wrong::new(BOOTED_FILE, only));
-            }
-            if reboot_command.is_some() {
-                return Err(Wrong::new(REBOOT_COMMAND, only));
-            }
-        }
-        BootloaderKind::File if booted_file.is_none() => {
+    let device_tree = needed_path("bootloader.device_tree", &raw.device_tree)?;
+    let stand_in = match raw.kind {
+        BootloaderKind::Uboot => false,
+        BootloaderKind::Tryboot => device_tree != Path::new(DEVICE_TREE),
+        BootloaderKind::File => true,
+    };
+    match (&booted_file, stand_in) {
+        (Some(_), false) => {
             return Err(Wrong::new(
                 BOOTED_FILE,
-                "is missing; bootloader.kind = \"file\" needs it",
+                "is only for bootloader.kind = \"file\"; take it out",
             ));
         }
-        BootloaderKind::File => {}
+        (None, true) => {
+            return Err(Wrong::new(
+                BOOTED_FILE,
+                match raw.kind {
+                    BootloaderKind::Tryboot => {
+                        "is missing; a bootloader.device_tree of one's own is for a stand-in, which needs it"
+                    }
+                    _ => "is missing; bootloader.kind = \"file\" needs it",
+                },
+            ));
+        }
+        _ => {}
     }
     let [a, b] = raw.partitions;
     if a == b || a == 0 || b == 0 {
@@ -345,6 +362,25 @@ fn bootloader(raw: &RawBootloader) -> Checked<BootloaderConfig> {
             "is only for bootloader.variables = \"fwupdated\", whose boot script reads it; take it out",
         ));
     }
+    if reboot_command.is_some() && !stand_in {
+        return Err(Wrong::new(
+            REBOOT_COMMAND,
+            "is only for bootloader.kind = \"file\"; take it out",
+        ));
+    }
+    let tries = match (raw.kind, raw.tries) {
+        (BootloaderKind::Tryboot, None | Some(1)) => 1,
+        (BootloaderKind::Tryboot, Some(tries)) => {
+            return Err(Wrong::new(
+                "bootloader.tries",
+                format!(
+                    "is {tries}; the Raspberry Pi's firmware tries a slot once (bootloader.kind = \"tryboot\"), so set 1 \
+                     or take it out"
+                ),
+            ));
+        }
+        (_, tries) => number("bootloader.tries", tries.unwrap_or(TRIES), 1..=9)?,
+    };
     Ok(BootloaderConfig {
         kind: raw.kind,
         variables: raw.variables,
@@ -352,7 +388,9 @@ fn bootloader(raw: &RawBootloader) -> Checked<BootloaderConfig> {
         mark_file,
         env_config: needed_path("bootloader.env_config", &raw.env_config)?,
         lock_file: needed_path("bootloader.lock_file", &raw.lock_file)?,
-        tries: number("bootloader.tries", raw.tries, 1..=9)?,
+        tries,
+        autoboot: needed_path("bootloader.autoboot", &raw.autoboot)?,
+        device_tree,
         booted_file,
         reboot_command: reboot_command.cloned(),
     })

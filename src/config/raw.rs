@@ -175,7 +175,11 @@ section! {
         variables: BootVariables = BootVariables::Fwupdated,
         partitions: [u32; 2] = [2, 3],
         mark_file: String = String::new(),
-        tries: u8 = 3,
+        /// `None`: what suits the bootloader.
+        #[serde(serialize_with = "tries")]
+        tries: Option<u8> = None,
+        autoboot: String = "/bootfs/autoboot.txt".to_owned(),
+        device_tree: String = DEVICE_TREE.to_owned(),
         booted_file: String = String::new(),
         reboot_command: Vec<String> = Vec::new(),
     }
@@ -269,6 +273,16 @@ fn texts(texts: &[&str]) -> Vec<String> {
 
 /// The unit that a U-Boot device's trial boot must reach unless `health.units` says otherwise.
 pub(super) const BOOT_COMPLETE: &str = "boot-complete.target";
+
+/// Where the firmware of a real board tells what it booted.
+pub(super) const DEVICE_TREE: &str = "/proc/device-tree";
+/// Boots of a trial, where the bootloader counts them.
+pub(super) const TRIES: u8 = 3;
+
+#[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+fn tries<S: Serializer>(tries: &Option<u8>, serializer: S) -> Result<S::Ok, S::Error> {
+    tries.unwrap_or(TRIES).serialize(serializer)
+}
 
 /// TOML has no null: the default is shown as it is with the default bootloader.
 #[expect(clippy::ref_option, reason = "the signature that serde asks for")]

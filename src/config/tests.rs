@@ -73,6 +73,18 @@ fn a_later_file_wins_key_by_key_and_the_environment_wins_over_files() {
 }
 
 #[test]
+fn a_trial_gets_the_boots_that_its_bootloader_can_give() {
+    let tries = |text| load(&[("f", text)], &[]).unwrap().bootloader.tries;
+    assert_eq!(tries(""), 3);
+    assert_eq!(tries("bootloader.tries = 5"), 5);
+    assert_eq!(tries("bootloader.kind = 'tryboot'"), 1);
+    assert_eq!(
+        tries("bootloader.kind = 'tryboot'\nbootloader.tries = 1"),
+        1
+    );
+}
+
+#[test]
 fn variables_are_read_as_what_their_key_is() {
     let config = load(
         &[],
@@ -182,7 +194,7 @@ fn syntax_and_types_are_located() {
         (code, text.as_str()),
         (
             "config-value",
-            "f:2:8: unknown variant `ubot`, expected `uboot` or `file`"
+            "f:2:8: unknown variant `ubot`, expected one of `uboot`, `tryboot`, `file`"
         )
     );
 }
@@ -215,6 +227,26 @@ fn values_out_of_range_are_located_where_they_were_last_given() {
         (
             "bootloader.tries = 0",
             "f:1:20: bootloader.tries is 0; allowed is 1 to 9",
+        ),
+        (
+            "bootloader.kind = 'tryboot'\nbootloader.tries = 3",
+            "f:2:20: bootloader.tries is 3; the Raspberry Pi's firmware tries a slot once",
+        ),
+        (
+            "bootloader.kind = 'tryboot'\nslots.a.rootfs = '/a'\nslots.b.rootfs = '/b'",
+            "f: slots.a.boot is missing; with bootloader.kind = \"tryboot\"",
+        ),
+        (
+            "bootloader.kind = 'tryboot'\nbootloader.booted_file = '/b'",
+            "f:2:26: bootloader.booted_file is only for",
+        ),
+        (
+            "bootloader.kind = 'tryboot'\nbootloader.device_tree = '/d'",
+            "f: bootloader.booted_file is missing; a bootloader.device_tree of one's own is for a stand-in",
+        ),
+        (
+            "bootloader.kind = 'tryboot'\nbootloader.reboot_command = ['/b']",
+            "f:2:29: bootloader.reboot_command is only for",
         ),
         (
             "hub.ca_file = 'ca.pem'",
@@ -481,6 +513,10 @@ fn the_shipped_file_changes_nothing_and_shows_every_default() {
     assert_eq!(
         toml::from_str::<RawConfig>(&shipped_options()).unwrap(),
         RawConfig {
+            bootloader: raw::RawBootloader {
+                tries: Some(raw::TRIES),
+                ..raw::RawBootloader::default()
+            },
             health: raw::RawHealth {
                 units: Some(vec!["boot-complete.target".to_owned()]),
                 ..raw::RawHealth::default()

@@ -141,6 +141,8 @@ impl SlotsConfig {
 pub enum BootloaderKind {
     /// U-Boot; the booted slot is found by the device number of `/`.
     Uboot,
+    /// The Raspberry Pi's own firmware, by `autoboot.txt`; the booted slot is found by the device number of `/`.
+    Tryboot,
     /// A U-Boot environment in a regular file, for demo and tests: the booted slot comes from
     /// `bootloader.booted_file`, which the stand-in for a boot writes.
     File,
@@ -173,12 +175,28 @@ pub struct BootloaderConfig {
     pub partitions: [u32; 2],
     /// A file on the boot partition that names the confirmed slot too. Default none.
     pub mark_file: Option<PathBuf>,
-    /// Boots that a trial gets. Default 3.
+    /// Boots that a trial gets. Default 3; with tryboot 1, and no other.
     pub tries: u8,
-    /// Only for `kind = "file"`: a file of two lines, `slot=a` and `boot_id=...`.
+    /// With tryboot: the file that the firmware reads. Default `/bootfs/autoboot.txt`.
+    pub autoboot: PathBuf,
+    /// With tryboot: where the firmware says what it booted. Default `/proc/device-tree`; elsewhere for a stand-in.
+    pub device_tree: PathBuf,
+    /// Only for a stand-in: a file of two lines, `slot=a` and `boot_id=...`.
     pub booted_file: Option<PathBuf>,
-    /// Command (and arguments) that reboots, instead of logind. Only for `kind = "file"`.
+    /// Command (and arguments) that reboots, instead of logind. Only for a stand-in.
     pub reboot_command: Option<Vec<String>>,
+}
+
+impl BootloaderConfig {
+    /// Whether this is a stand-in for a board, in demo and tests: the real ones have no [`Self::booted_file`].
+    #[must_use]
+    pub fn is_stand_in(&self) -> bool {
+        match self.kind {
+            BootloaderKind::Uboot => false,
+            BootloaderKind::Tryboot => self.booted_file.is_some(),
+            BootloaderKind::File => true,
+        }
+    }
 }
 
 /// `[fetch]`: the download.

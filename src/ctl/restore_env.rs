@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{exit, failed, output::line};
 use crate::{
-    config::Config,
+    config::{BootloaderKind, Config},
     platform::{
         slots::Slots,
         uboot_env::{BACKUP, UbootBootloader},
@@ -18,6 +18,24 @@ use crate::{
         slot::Slot,
     },
 };
+
+/// The board has no U-Boot environment.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "bootloader.kind is \"tryboot\", which has no U-Boot environment; a lost autoboot.txt is written anew by the daemon, from \
+     its copy autoboot.bak"
+)]
+struct NoEnvironment;
+
+impl Coded for NoEnvironment {
+    fn code(&self) -> &'static str {
+        "env-not-used"
+    }
+
+    fn class(&self) -> Class {
+        Class::Final
+    }
+}
 
 /// A slot that nobody knows to boot was to be confirmed.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +72,9 @@ pub(super) struct RestoreEnv {
 
 /// Carries it out. Returns the exit code.
 pub(super) fn run(command: &RestoreEnv, config: &Config) -> u8 {
+    if config.bootloader.kind == BootloaderKind::Tryboot {
+        return failed(&NoEnvironment, exit::USAGE);
+    }
     // In a rescue system none runs.
     let running = || {
         let slots = Slots::open(config.slots.as_ref()?, &config.bootloader).ok()?;

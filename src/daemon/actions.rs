@@ -22,7 +22,7 @@ use super::{
     updater::{Published, blocking},
 };
 use crate::{
-    config::Config,
+    config::{BootloaderKind, Config},
     image::delta::OldPayload,
     platform::{fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
     update::{
@@ -181,6 +181,7 @@ impl Actions {
         let (meter, say, generation) = (self.meter.clone(), self.sender.clone(), self.generation);
         let purpose = match saved.machine {
             State::RollingBack { .. } => Purpose::Rollback,
+            State::Rebooting { .. } => Purpose::Trial,
             _ => Purpose::Request,
         };
         let running = saved.slots.get(&context.board.booted.slot);
@@ -370,6 +371,12 @@ impl Run {
     async fn disable(&self, slot: Slot) -> Result<Event, Failure> {
         let board = self.context.board.clone();
         blocking(move || board.with_bootloader(|bootloader| bootloader.mark_bad(slot))).await?;
+        // Whatever an earlier run left behind: no reboot by anyone may try this slot now. Within a trial nothing can be
+        // left, and the way back does not wait for a logind that may be sick.
+        let way_back = self.purpose == Purpose::Rollback;
+        if self.context.config.bootloader.kind == BootloaderKind::Tryboot && !way_back {
+            self.context.board.rebooter.withdraw().await;
+        }
         Ok(Event::SlotDisabled)
     }
 
@@ -387,8 +394,16 @@ impl Run {
     }
 
     async fn reboot(&self) -> Result<Event, Failure> {
+        let board = self.context.board.clone();
+        let argument = match self.purpose {
+            Purpose::Trial => {
+                blocking(move || board.with_bootloader(|bootloader| bootloader.start_trial()))
+                    .await?
+            }
+            Purpose::Request | Purpose::Rollback => None,
+        };
         let rebooter = &self.context.board.rebooter;
-        let error = match rebooter.reboot(self.purpose).await {
+        let error = match rebooter.reboot(self.purpose, argument).await {
             Ok(()) => {
                 tokio::time::sleep(REBOOT_LIMIT).await;
                 let text = format!(
@@ -399,6 +414,9 @@ impl Run {
             }
             Err(error) => Failure::from(&error),
         };
+        if argument.is_some() {
+            rebooter.withdraw().await;
+        }
         tokio::time::sleep(rebooter.pause()).await;
         Err(error)
     }

@@ -8,8 +8,10 @@ use std::{
 
 use super::health::boottime;
 use crate::{
-    config::{BootloaderKind, Config},
-    platform::{reboot::Rebooter, slots::Slots, uboot_env::UbootBootloader},
+    config::{BootloaderConfig, BootloaderKind, Config},
+    platform::{
+        reboot::Rebooter, slots::Slots, tryboot::TrybootBootloader, uboot_env::UbootBootloader,
+    },
     update::{
         failure::{Class, Failure},
         ports::{BootState, BootedFrom, Bootloader},
@@ -47,15 +49,15 @@ impl Board {
         let slots =
             Slots::open(slots_config, &config.bootloader).map_err(|error| Failure::from(&error))?;
         let booted = slots.booted().map_err(|error| Failure::from(&error))?;
-        let bootloader = UbootBootloader::configured(&config.bootloader, &config.state.directory);
-        let stand_in = config.bootloader.kind == BootloaderKind::File;
+        let bootloader = bootloader(&config.bootloader, &slots, &config.state.directory)?;
+        let stand_in = config.bootloader.is_stand_in();
         Ok(Arc::new(Self {
             slots,
             booted,
             rebooter: Rebooter::new(config.bootloader.reboot_command.clone()),
             compatible: hardware_names(&config.trust.compatible),
             boot_start: if stand_in { boottime() } else { Duration::ZERO },
-            bootloader: Mutex::new(Box::new(bootloader)),
+            bootloader: Mutex::new(bootloader),
         }))
     }
 
@@ -81,6 +83,26 @@ impl Board {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         ask(bootloader.as_mut())
     }
+}
+
+/// What decides the boot slot.
+fn bootloader(
+    config: &BootloaderConfig,
+    slots: &Slots,
+    state_directory: &Path,
+) -> Result<Box<dyn Bootloader>, Failure> {
+    Ok(match config.kind {
+        BootloaderKind::Uboot | BootloaderKind::File => {
+            Box::new(UbootBootloader::configured(config, state_directory))
+        }
+        BootloaderKind::Tryboot => {
+            let boot = slots.boot().map_err(|error| Failure::from(&error))?;
+            let boot = boot.expect("the configuration is checked for it");
+            let (file, tree) = (&config.autoboot, &config.device_tree);
+            let opened = TrybootBootloader::open(file, tree, boot, config.is_stand_in());
+            Box::new(opened.map_err(|error| Failure::from(&error))?)
+        }
+    })
 }
 
 /// The configured names, else those of the device tree (a NUL-separated list, most specific first;

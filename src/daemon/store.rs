@@ -160,7 +160,7 @@ pub fn warning_about_place(config: &Config) -> Option<String> {
 /// Whether the state directory, by its device, is part of the root file system, which an update replaces. A
 /// stand-in board has no slot of its own under `/`.
 fn belongs_to_a_slot(kind: BootloaderKind, directory: u64, root: u64) -> bool {
-    kind == BootloaderKind::Uboot && directory == root
+    kind != BootloaderKind::File && directory == root
 }
 
 #[cfg(test)]

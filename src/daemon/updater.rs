@@ -232,11 +232,12 @@ impl Updater {
                 warn!(fwupdated_error_code = failure.code, "{failure}");
             }
             let boot_state = board.boot_state()?;
-            Ok::<_, Failure>((board, boot_state))
+            let not_started = board.with_bootloader(|bootloader| bootloader.trial_not_started())?;
+            Ok::<_, Failure>((board, boot_state, not_started))
         };
         let found = blocking(look).await;
         self.looked = Instant::now();
-        let (board, boot_state) = match found {
+        let (board, boot_state, not_started) = match found {
             Ok(found) => found,
             Err(failure) => {
                 if self.board.as_ref().err() != Some(&failure) {
@@ -252,8 +253,13 @@ impl Updater {
         };
         self.adopt(board.clone());
         let now = Timestamp::now();
+        let machine = if not_started {
+            boot::armed_anew(&self.saved.machine, &board.booted)
+        } else {
+            self.saved.machine.clone()
+        };
         let resumed = boot::resume(
-            &self.saved.machine,
+            &machine,
             &board.booted,
             &boot_state,
             self.saved.last_run.as_ref(),

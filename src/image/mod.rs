@@ -34,7 +34,9 @@
 //! | [`find`] | chunks of an image in other bytes |
 //! | [`plan`] | which chunks a device needs, and the requests that bring them |
 //! | [`plain`] | images without a manifest: raw, gzip, xz, bzip2, zstd |
+//! | [`archive`], [`sparse`] | update archives of rpi-image-gen: tar files with Android sparse images |
 
+pub mod archive;
 pub mod build;
 pub mod check;
 pub mod chunk;
@@ -53,6 +55,7 @@ pub mod plan;
 pub mod public_key;
 pub mod signature;
 pub mod signing;
+pub mod sparse;
 pub mod trust;
 
 pub use build::{BuildOptions, BuiltImage, Part, build, chunk_size_for, sign_again};

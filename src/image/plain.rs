@@ -56,6 +56,15 @@ pub enum PlainError {
         "the file is {0}, which cannot be installed; use a raw image, or one compressed by gzip, xz, bzip2 or zstd"
     )]
     Unsupported(&'static str),
+    /// A tar archive that holds something else than a slot's partitions.
+    #[error(
+        "the file is an archive that cannot be installed: {0}. One holds `system`, and before it `boot` if the slots have \
+         boot partitions, as update.tar.zst of rpi-image-gen does"
+    )]
+    Archive(&'static str),
+    /// A member of it is a damaged sparse image.
+    #[error("an Android sparse image in the archive is damaged: {0}; fetch or make it again")]
+    Sparse(&'static str),
     /// The raw image is not whole sectors.
     #[error(
         "the raw image has {0} bytes, which is not a positive multiple of {SECTOR}: it is cut off, or no partition image"
@@ -113,6 +122,8 @@ impl Coded for PlainError {
             Self::Text(_) => "plain-text",
             Self::Unsupported(_) => "plain-format-unsupported",
             Self::NotSectors(_) => "plain-not-sectors",
+            Self::Archive(_) => "plain-archive",
+            Self::Sparse(_) => "plain-sparse",
             Self::Corrupt { .. } => "plain-corrupt",
             Self::Memory { .. } => "plain-memory",
         }
@@ -120,11 +131,12 @@ impl Coded for PlainError {
 
     fn class(&self) -> Class {
         match self {
-            Self::Corrupt { .. } => Class::Retry,
+            Self::Corrupt { .. } | Self::Sparse(_) => Class::Retry,
             Self::Empty
             | Self::Text(_)
             | Self::Unsupported(_)
             | Self::NotSectors(_)
+            | Self::Archive(_)
             | Self::Memory { .. } => Class::Final,
         }
     }

@@ -10,4 +10,5 @@ pub mod slot_writer;
 pub mod slots;
 pub mod state_file;
 pub mod tls;
+pub mod tryboot;
 pub mod uboot_env;

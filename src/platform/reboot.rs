@@ -41,6 +41,8 @@ enum Way {
 pub enum Purpose {
     /// An update or a person asks: a no counts.
     Request,
+    /// The armed slot is to be tried: a no counts too, and the bootloader may want to be told.
+    Trial,
     /// The slot that runs must not go on running.
     Rollback,
 }
@@ -135,6 +137,8 @@ impl Coded for RebootError {
 trait LogindManager {
     /// Reboots; `interactive` lets polkit ask someone.
     fn reboot(&self, interactive: bool) -> zbus::Result<()>;
+    /// What the kernel is told at the next reboot; an empty text for nothing. Kept in `/run/systemd/reboot-param`.
+    fn set_reboot_parameter(&self, parameter: &str) -> zbus::Result<()>;
 }
 
 impl Rebooter {
@@ -149,11 +153,16 @@ impl Rebooter {
         }
     }
 
-    /// Asks for the reboot. `Ok` means that it was accepted, not that it happened.
+    /// Asks for the reboot, with an `argument` for the kernel if there is one. `Ok` means that it was accepted, not that
+    /// it happened. A stand-in gets the argument as one more word.
     ///
     /// # Errors
     /// [`RebootError`], after [`LIMIT`] at the latest.
-    pub async fn reboot(&self, purpose: Purpose) -> Result<(), RebootError> {
+    pub async fn reboot(
+        &self,
+        purpose: Purpose,
+        argument: Option<&str>,
+    ) -> Result<(), RebootError> {
         if purpose == Purpose::Rollback {
             let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
             if let Some(forced) = self.forced.as_ref().filter(|_| attempt >= FORCED_FROM) {
@@ -165,8 +174,29 @@ impl Rebooter {
             }
         }
         match &self.way {
-            Way::Logind => ask_logind().await,
-            Way::Command(words) => run(words).await,
+            Way::Logind => {
+                let asked =
+                    async { ask_logind(&zbus::Connection::system().await?, argument).await };
+                within_limit(asked).await
+            }
+            Way::Command(words) => {
+                let mut words = words.clone();
+                words.extend(argument.map(str::to_owned));
+                run(&words).await
+            }
+        }
+    }
+
+    /// The reboot that was asked for did not happen: the next one, whoever asks for it, must not carry its argument.
+    pub async fn withdraw(&self) {
+        if let Way::Logind = self.way {
+            let cleared = async { clear(&zbus::Connection::system().await?).await };
+            if let Err(error) = within_limit(cleared).await {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the reboot parameter cannot be cleared"
+                );
+            }
         }
     }
 
@@ -178,15 +208,26 @@ impl Rebooter {
     }
 }
 
-async fn ask_logind() -> Result<(), RebootError> {
-    let asked = async {
-        let bus = zbus::Connection::system().await?;
-        LogindManagerProxy::new(&bus).await?.reboot(false).await
-    };
+async fn within_limit(asked: impl Future<Output = zbus::Result<()>>) -> Result<(), RebootError> {
     match tokio::time::timeout(LIMIT, asked).await {
         Ok(answer) => answer.map_err(RebootError::Logind),
         Err(_) => Err(RebootError::LogindSilent),
     }
+}
+
+/// Asks logind for the reboot. The argument stays with logind when the reboot is refused: see [`Rebooter::withdraw`].
+async fn ask_logind(bus: &zbus::Connection, argument: Option<&str>) -> zbus::Result<()> {
+    let logind = LogindManagerProxy::new(bus).await?;
+    let Some(argument) = argument else {
+        return logind.reboot(false).await;
+    };
+    logind.set_reboot_parameter(argument).await?;
+    logind.reboot(false).await
+}
+
+async fn clear(bus: &zbus::Connection) -> zbus::Result<()> {
+    let logind = LogindManagerProxy::new(bus).await?;
+    logind.set_reboot_parameter("").await
 }
 
 async fn run(words: &[String]) -> Result<(), RebootError> {
@@ -209,6 +250,8 @@ async fn run(words: &[String]) -> Result<(), RebootError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     fn words(words: &[&str]) -> Vec<String> {
@@ -217,7 +260,7 @@ mod tests {
 
     async fn ask(command: &[&str]) -> Result<(), RebootError> {
         let rebooter = Rebooter::new(Some(words(command)));
-        rebooter.reboot(Purpose::Request).await
+        rebooter.reboot(Purpose::Request, None).await
     }
 
     #[tokio::test]
@@ -237,6 +280,59 @@ mod tests {
         assert!(matches!(ask(&[]).await, Err(RebootError::Start { .. })));
     }
 
+    #[tokio::test]
+    async fn the_argument_for_the_kernel_is_one_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = dir.path().join("said");
+        let script = format!("printf '%s|' \"$@\" > {}", said.display());
+        let rebooter = Rebooter::new(Some(words(&["sh", "-c", &script, "sh"])));
+        rebooter
+            .reboot(Purpose::Trial, Some("0 tryboot"))
+            .await
+            .unwrap();
+        assert_eq!(std::fs::read_to_string(&said).unwrap(), "0 tryboot|");
+    }
+
+    /// logind, as far as it is asked here.
+    struct Logind(mpsc::Sender<String>);
+
+    #[zbus::interface(name = "org.freedesktop.login1.Manager")]
+    impl Logind {
+        fn reboot(&self, interactive: bool) {
+            self.0.send(format!("reboot {interactive}")).unwrap();
+        }
+
+        fn set_reboot_parameter(&self, parameter: &str) {
+            self.0.send(format!("parameter {parameter:?}")).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn logind_is_told_the_argument_first_and_forgets_it_when_it_is_withdrawn() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (tell, told) = mpsc::channel();
+        let serving = zbus::connection::Builder::unix_stream(theirs)
+            .server(zbus::Guid::generate())
+            .p2p()
+            .serve_at("/org/freedesktop/login1", Logind(tell))
+            .build();
+        let asking = zbus::connection::Builder::unix_stream(ours).p2p().build();
+        let (_logind, bus) = tokio::try_join!(serving, asking).unwrap();
+        ask_logind(&bus, Some("0 tryboot")).await.unwrap();
+        clear(&bus).await.unwrap();
+        ask_logind(&bus, None).await.unwrap();
+        let said: Vec<_> = told.try_iter().collect();
+        assert_eq!(
+            said,
+            [
+                "parameter \"0 tryboot\"",
+                "reboot false",
+                "parameter \"\"",
+                "reboot false"
+            ]
+        );
+    }
+
     /// One whose polite way always fails, with a file that the forced one leaves.
     fn refused(dir: &std::path::Path) -> (Rebooter, std::path::PathBuf) {
         let file = dir.join("forced");
@@ -253,10 +349,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (rebooter, file) = refused(dir.path());
         for _ in 1..FORCED_FROM {
-            assert!(rebooter.reboot(Purpose::Rollback).await.is_err());
+            assert!(rebooter.reboot(Purpose::Rollback, None).await.is_err());
             assert!(!file.exists());
         }
-        rebooter.reboot(Purpose::Rollback).await.unwrap();
+        rebooter.reboot(Purpose::Rollback, None).await.unwrap();
         assert!(file.exists());
     }
 
@@ -265,7 +361,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (rebooter, file) = refused(dir.path());
         for _ in 0..2 * FORCED_FROM {
-            assert!(rebooter.reboot(Purpose::Request).await.is_err());
+            assert!(rebooter.reboot(Purpose::Request, None).await.is_err());
         }
         assert!(!file.exists());
         assert_eq!(rebooter.pause(), FIRST_PAUSE);
@@ -276,7 +372,7 @@ mod tests {
         let rebooter = Rebooter::new(Some(words(&["false"])));
         let mut pauses = Vec::new();
         for _ in 0..40 {
-            assert!(rebooter.reboot(Purpose::Rollback).await.is_err());
+            assert!(rebooter.reboot(Purpose::Rollback, None).await.is_err());
             pauses.push(rebooter.pause().as_secs());
         }
         assert_eq!(pauses[..8], [5, 10, 20, 40, 80, 160, 300, 300]);

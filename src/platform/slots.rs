@@ -14,7 +14,7 @@ use std::{
 use nix::sys::stat::{major, minor};
 
 use crate::{
-    config::{BootloaderConfig, BootloaderKind, SlotsConfig},
+    config::{BootloaderConfig, SlotsConfig},
     update::{
         failure::{Class, Coded},
         ports::BootedFrom,
@@ -59,9 +59,9 @@ pub enum SlotsError {
         /// Where it leads.
         path: PathBuf,
     },
-    /// A file where U-Boot would boot a partition.
+    /// A file where the bootloader would boot a partition.
     #[error(
-        "slot {slot} is the regular file {}, which U-Boot cannot boot: an image would be written there and another be \
+        "slot {slot} is the regular file {}, which the bootloader cannot boot: an image would be written there and another be \
          booted; set slots.{slot}.{part} to the partition, and remove the file if it lies in /dev", .path.display()
     )]
     RegularFile {
@@ -183,7 +183,8 @@ pub struct Slots {
     a: String,
     b: String,
     boot: Option<[String; 2]>,
-    kind: BootloaderKind,
+    /// Slots may be regular files, and `booted_file` tells which runs.
+    stand_in: bool,
     booted_file: Option<PathBuf>,
     block_devices: PathBuf,
 }
@@ -242,7 +243,7 @@ impl Slots {
             a: slots.a.clone(),
             b: slots.b.clone(),
             boot: slots.boot.clone(),
-            kind: bootloader.kind,
+            stand_in: bootloader.is_stand_in(),
             booted_file: bootloader.booted_file.clone(),
             block_devices: block_devices.to_owned(),
         };
@@ -256,12 +257,12 @@ impl Slots {
     /// # Errors
     /// [`SlotsError`].
     pub fn booted(&self) -> Result<BootedFrom, SlotsError> {
-        match (self.kind, &self.booted_file) {
-            (BootloaderKind::File, Some(file)) => booted_by_file(file),
-            (BootloaderKind::File, None) => Err(SlotsError::BootedFile(PathBuf::from(
+        match (self.stand_in, &self.booted_file) {
+            (true, Some(file)) => booted_by_file(file),
+            (true, None) => Err(SlotsError::BootedFile(PathBuf::from(
                 "bootloader.booted_file",
             ))),
-            (BootloaderKind::Uboot, _) => {
+            (false, _) => {
                 let boot_id = read(Path::new(BOOT_ID))?.trim().to_owned();
                 Ok(BootedFrom {
                     slot: self.booted_by_root()?,
@@ -269,6 +270,14 @@ impl Slots {
                 })
             }
         }
+    }
+
+    /// The boot partitions of slots a and b, where they have their own.
+    ///
+    /// # Errors
+    /// [`SlotsError`].
+    pub fn boot(&self) -> Result<Option<[PathBuf; 2]>, SlotsError> {
+        Ok(self.resolve_boot()?.map(|both| both.map(|(path, _)| path)))
     }
 
     /// The slot that does not run, looked up anew: device names may change while the system runs.
@@ -352,8 +361,8 @@ impl Slots {
         };
         let path = fs::canonicalize(link).map_err(missing)?;
         let meta = fs::metadata(&path).map_err(missing)?;
-        match (Identity::of(&meta), self.kind) {
-            (Some(Identity::File { .. }), BootloaderKind::Uboot) => {
+        match (Identity::of(&meta), self.stand_in) {
+            (Some(Identity::File { .. }), false) => {
                 Err(SlotsError::RegularFile { slot, part, path })
             }
             (Some(identity), _) => Ok((path, identity)),
@@ -518,6 +527,7 @@ fn read(path: &Path) -> Result<String, SlotsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::BootloaderKind;
 
     struct Board {
         dir: tempfile::TempDir,
@@ -574,6 +584,8 @@ mod tests {
                 env_config: PathBuf::new(),
                 lock_file: PathBuf::new(),
                 tries: 3,
+                autoboot: PathBuf::new(),
+                device_tree: PathBuf::new(),
                 booted_file: Some(self.dir.path().join("booted")),
                 reboot_command: None,
             };

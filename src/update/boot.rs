@@ -31,6 +31,20 @@ pub struct Resumed {
     pub finding: Option<String>,
 }
 
+/// The state of an update whose slot was armed and never tried, because the power was lost before the bootloader was
+/// told ([`super::ports::Bootloader::trial_not_started`]): the slot is read back and armed once more.
+#[must_use]
+pub fn armed_anew(state: &State, booted: &BootedFrom) -> State {
+    match state {
+        State::Rebooting { written, armed_in }
+            if booted.slot != written.job.target && *armed_in != booted.boot_id =>
+        {
+            State::Arming(written.clone())
+        }
+        other => other.clone(),
+    }
+}
+
 /// The state and the actions with which the daemon goes on. `last` is the last finished
 /// update; requests that were refused are none.
 #[must_use]
@@ -124,11 +138,19 @@ pub fn resume(
             format!("update {id}: asking for the reboot again"),
         ),
         State::Rebooting { written, .. } => {
+            // A bootloader that counts has ended the trial. One that does not leaves it as it was when the reboot
+            // began, and then that is all that is known.
+            let or = match boot.trial {
+                Some(_) => {
+                    " (or power was lost before the device was down, or its kernel does not pass the tryboot flag on)"
+                }
+                None => "",
+            };
             let failure = Failure::new(
                 "trial-boot-failed",
                 Class::Final,
                 format!(
-                    "slot {} did not come up: the bootloader fell back to slot {}, which runs; look at the new \
+                    "slot {} did not come up: the bootloader fell back to slot {}, which runs{or}; look at the new \
                      slot's console output, then build a repaired image",
                     written.job.target, booted.slot
                 ),
@@ -417,6 +439,23 @@ mod tests {
         let resumed = start(&verifying, Slot::A, Slot::A, false);
         assert_eq!(resumed.state, verifying);
         assert_eq!(resumed.actions, [Action::VerifySlot(written())]);
+    }
+
+    #[test]
+    fn what_was_armed_and_never_started_is_armed_anew_after_a_reboot_only() {
+        let boot = |slot, id: &str| BootedFrom {
+            slot,
+            boot_id: id.to_owned(),
+        };
+        let anew = armed_anew(&rebooting(), &boot(Slot::A, "boot-2"));
+        assert_eq!(anew, State::Arming(written()));
+        let resumed = start(&anew, Slot::A, Slot::A, true);
+        assert_eq!(resumed.actions, [Action::VerifySlot(written())]);
+        for same in [boot(Slot::A, "boot-1"), boot(Slot::B, "boot-2")] {
+            assert_eq!(armed_anew(&rebooting(), &same), rebooting());
+        }
+        let trial = State::Trial(written());
+        assert_eq!(armed_anew(&trial, &boot(Slot::A, "boot-2")), trial);
     }
 
     #[test]

@@ -66,6 +66,24 @@ pub trait Bootloader: Send {
     /// # Errors
     /// When the environment cannot be written.
     fn mark_good(&mut self, slot: Slot) -> Result<(), Failure>;
+
+    /// The reboot into the armed trial is about to be asked for. Gives the argument that the kernel must be rebooted
+    /// with, for a bootloader that tries a slot only when told so.
+    ///
+    /// # Errors
+    /// When that cannot be recorded. There must be no reboot with the argument then.
+    fn start_trial(&mut self) -> Result<Option<&'static str>, Failure> {
+        Ok(None)
+    }
+
+    /// Whether a trial is armed that no reboot was ever asked for: the power was lost in between, and a bootloader
+    /// that must be told did not try it.
+    ///
+    /// # Errors
+    /// When the decision cannot be read.
+    fn trial_not_started(&self) -> Result<bool, Failure> {
+        Ok(false)
+    }
 }
 
 /// What is known about the present boot, independently of the bootloader's environment.

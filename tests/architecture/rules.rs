@@ -282,14 +282,15 @@ pub(crate) const RULES: &[Rule] = &[
         ),
     },
     Rule {
-        says: "files are written and synced by state_file.rs, slot_writer and uboot_env/store.rs alone \
+        says: "files are written and synced by state_file.rs, slot_writer, uboot_env/store.rs and tryboot/file.rs alone \
                (and by the image builder)",
-        instead: "use StateFile, History, SlotWriter or UbootEnv",
+        instead: "use StateFile, History, SlotWriter, UbootEnv or TrybootBootloader",
         within: PRODUCT,
         but: &[
             "src/platform/state_file.rs",
             "src/platform/slot_writer",
             "src/platform/uboot_env/store.rs",
+            "src/platform/tryboot/file.rs",
             "src/platform/running_slot.rs", // opens to read
             "src/ctl/image/output.rs",
         ],

@@ -13,6 +13,7 @@ use std::{
 use fwupdated::{
     platform::{
         tls,
+        tryboot::autoboot::boot_partition,
         uboot_env::{EnvLocation, UbootEnv, boot_decision},
     },
     update::{digest::Sha256, slot::Slot},
@@ -288,6 +289,8 @@ pub(crate) struct Device {
     pub(crate) log_filter: String,
     /// A program and its arguments that starts the daemon in its place (`env NAME=VALUE`, `ip netns exec NAME`).
     pub(crate) launcher: Vec<String>,
+    /// Booted by a stand-in for the Raspberry Pi's firmware instead of U-Boot: see [`Device::use_tryboot`].
+    pub(crate) tryboot: bool,
     /// Told of each boot; the demo prints it.
     pub(crate) on_boot: Option<Box<dyn FnMut(u32, Slot)>>,
 }
@@ -348,6 +351,7 @@ impl Device {
             boots: 0,
             log_filter: "info,fwupdated=debug".to_owned(),
             launcher: Vec::new(),
+            tryboot: false,
             on_boot: None,
         };
         fs::write(&env, vec![0xff; 0x8000]).unwrap();
@@ -359,6 +363,53 @@ impl Device {
         device
     }
 
+    /// From now on the Raspberry Pi's firmware boots it, by `autoboot.txt`: slot a from partition 2, b from 3. Each slot
+    /// gets a boot partition of `boot_size` bytes, the first with `boot` in it.
+    pub(crate) fn use_tryboot(&mut self, rig: &Rig, boot: &[u8], settings: &str) {
+        self.tryboot = true;
+        for slot in Slot::ALL {
+            let file = File::create(self.boot_file(slot)).unwrap();
+            file.set_len(boot.len() as u64).unwrap();
+        }
+        fs::write(self.boot_file(Slot::A), boot).unwrap();
+        let text = "[all]\ntryboot_a_b=1\nboot_partition=2\n[tryboot]\nboot_partition=3\n";
+        fs::write(self.autoboot(), text).unwrap();
+        fs::create_dir_all(self.dir.join("device-tree/chosen/bootloader")).unwrap();
+        self.configure(rig, settings);
+    }
+
+    /// The file that the Raspberry Pi's firmware would read.
+    pub(crate) fn autoboot(&self) -> PathBuf {
+        self.dir.join("autoboot.txt")
+    }
+
+    /// The file of a slot's boot partition.
+    pub(crate) fn boot_file(&self, slot: Slot) -> PathBuf {
+        self.dir.join(format!("boot-{slot}.img"))
+    }
+
+    /// What the Raspberry Pi's firmware does at power-on: the flag counts once, and is lost with the power.
+    fn firmware_boots(&self) -> Slot {
+        let argument = self.dir.join("reboot-argument");
+        let flag = self.reboot_is_asked()
+            && fs::read_to_string(&argument).unwrap_or_default() == "0 tryboot";
+        let _ = fs::remove_file(argument);
+        let text = fs::read_to_string(self.autoboot()).unwrap_or_default();
+        let partition = boot_partition(&text, flag).expect("autoboot.txt is whole");
+        let cells = self.dir.join("device-tree/chosen/bootloader");
+        for (name, value) in [
+            ("partition", u32::from(partition)),
+            ("tryboot", u32::from(flag)),
+        ] {
+            fs::write(cells.join(name), value.to_be_bytes()).unwrap();
+        }
+        match partition {
+            2 => Slot::A,
+            3 => Slot::B,
+            other => panic!("partition {other} is no slot"),
+        }
+    }
+
     /// Writes the configuration anew.
     pub(crate) fn configure(&self, rig: &Rig, settings: &str) {
         self.write_config(&rig.site(), settings);
@@ -367,6 +418,28 @@ impl Device {
     /// The same, at any hub.
     pub(crate) fn write_config(&self, site: &Site, settings: &str) {
         let dir = self.dir.display();
+        let (boot, bootloader) = if self.tryboot {
+            let boot =
+                Slot::ALL.map(|slot| format!("boot = \"{}\"", self.boot_file(slot).display()));
+            let bootloader = format!(
+                r#"kind = "tryboot"
+autoboot = "{dir}/autoboot.txt"
+device_tree = "{dir}/device-tree"
+booted_file = "{dir}/booted"
+reboot_command = ["sh", "-c", "printf %s \"$1\" > {dir}/reboot-argument; touch {dir}/reboot-requested", "sh"]"#
+            );
+            (boot, bootloader)
+        } else {
+            let bootloader = format!(
+                r#"kind = "file"
+env_config = "{dir}/fw_env.config"
+lock_file = "{dir}/fw_env.lock"
+booted_file = "{dir}/booted"
+reboot_command = ["touch", "{dir}/reboot-requested"]"#
+            );
+            (<[String; 2]>::default(), bootloader)
+        };
+        let [boot_a, boot_b] = boot;
         let text = format!(
             r#"[hub]
 connection_string_file = "{dir}/connection-string"
@@ -376,16 +449,14 @@ mqtt_port = {port}
 
 [slots.a]
 rootfs = "{dir}/slot-a.img"
+{boot_a}
 
 [slots.b]
 rootfs = "{dir}/slot-b.img"
+{boot_b}
 
 [bootloader]
-kind = "file"
-env_config = "{dir}/fw_env.config"
-lock_file = "{dir}/fw_env.lock"
-booted_file = "{dir}/booted"
-reboot_command = ["touch", "{dir}/reboot-requested"]
+{bootloader}
 
 [trust]
 key_dirs = ["{dir}/keys.d"]
@@ -478,8 +549,12 @@ os_release = "{dir}/os-release"
     /// Power-on: the loader's part by the rules of the boot script, then the daemon.
     pub(crate) fn boot(&mut self) {
         self.kill();
+        let slot = if self.tryboot {
+            self.firmware_boots()
+        } else {
+            self.env().update(boot_decision).unwrap()
+        };
         let _ = fs::remove_file(self.dir.join("reboot-requested"));
-        let slot = self.env().update(boot_decision).unwrap();
         self.boots += 1;
         let boot_id = format!("{:08}-{}", self.boots, std::process::id());
         fs::write(

@@ -124,9 +124,11 @@ impl Installer {
         if let Some(size) = size {
             PlainError::check_size(size).map_err(|error| Failure::from(&error))?;
         }
+        let boot_size = plain::boot_size(&source, kind, start)?;
         let offer = Offer {
             version: request.version.clone(),
             size,
+            boot: (boot_size > 0).then_some(boot_size),
             ..Offer::default()
         };
         let version = offer.version.clone();
@@ -135,7 +137,7 @@ impl Installer {
             ImageFacts {
                 version,
                 size,
-                boot_size: 0,
+                boot_size,
                 manifest: None,
                 security_epoch: 0,
             },
@@ -181,7 +183,8 @@ impl Installer {
                 chunks::install(self, &source, &header, whole, slot)
             }
             ((ImageKind::Plain(kind), start), None) => {
-                plain::install(self, request, &source, kind, start, slot)
+                let image = (kind, prepared.image.boot_size);
+                plain::install(self, request, &source, image, start, slot)
             }
             _ => Err(changed()),
         }

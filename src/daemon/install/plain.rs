@@ -1,4 +1,5 @@
-//! Fills a slot from a plain image: raw, gzip, xz, bzip2 or zstd, streamed through its decompressor.
+//! Fills a slot from a plain image: raw, gzip, xz, bzip2 or zstd, streamed through its decompressor; of a partition, or of
+//! both as an update archive.
 //!
 //! One thread receives and decompresses, one hashes, one writes, so that network, processor and medium
 //! overlap. Whether the file is the right one is known only at its end, so the slot's head is written only after digest
@@ -8,12 +9,14 @@ use std::io::{self, Read};
 
 use ring::digest;
 
-use super::{Hashed, Installer, Start, filling::CHECKPOINT, pipeline::pipeline};
+use super::{
+    Hashed, Installer, Start, error::InstallError, filling::CHECKPOINT, parts, pipeline::pipeline,
+};
 use crate::{
     daemon::source::Source,
-    image::{DetachedVerifier, PlainError, PlainKind, cut::is_zeros, plain_decoder},
+    image::{DetachedVerifier, PlainError, PlainKind, archive, cut::is_zeros, plain_decoder},
     platform::{
-        slot_writer::{SlotWriteError, SlotWriter},
+        slot_writer::{SlotSet, SlotWriteError, SlotWriter},
         slots::InactiveSlot,
     },
     update::{digest::Sha256, failure::Failure, machine::Content, request::Request},
@@ -26,12 +29,32 @@ const BLOCKS: usize = 4;
 /// Zeros are looked for in pieces of so many bytes: a shorter hole is cheaper written.
 const PIECE: usize = 64 << 10;
 
-/// Writes the image that `start` begins.
+/// Bytes of the boot partition in the image that `start` begins: its header was inspected, nothing more is read.
+pub fn boot_size(source: &Source, kind: PlainKind, start: Start<'_>) -> Result<u64, Failure> {
+    // The vendor's archives are compressed by zstd; of others the beginning would cost too much (bzip2: 900 kB).
+    if kind != PlainKind::Zstd {
+        return Ok(0);
+    }
+    let begun = plain_decoder(kind, start).and_then(archive::payload);
+    Ok(begun.map_err(|error| explain(source, error))?.boot)
+}
+
+/// Why the image's bytes cannot be had.
+fn explain(source: &Source, error: io::Error) -> Failure {
+    source
+        .take_failure()
+        .unwrap_or_else(|| match PlainError::of(&error) {
+            Some(error) => Failure::from(error),
+            None => source.explain_io(&error),
+        })
+}
+
+/// Writes the image that `start` begins, of which the first `boot` raw bytes are for the boot partition.
 pub fn install(
     installer: &Installer,
     request: &Request,
     source: &Source,
-    kind: PlainKind,
+    (kind, boot): (PlainKind, u64),
     start: Start<'_>,
     slot: &InactiveSlot,
 ) -> Result<Content, Failure> {
@@ -44,11 +67,13 @@ pub fn install(
             Some(verifier.map_err(|error| Failure::from(&error))?)
         }
     };
-    let writer = SlotWriter::open(slot.path()).map_err(failed)?;
     let size = source.total().filter(|_| kind == PlainKind::Raw);
-    if let Some(size) = size {
-        writer.check_fits(size).map_err(failed)?;
-    }
+    let most = match size {
+        Some(size) => size,
+        None => SlotWriter::open(slot.path()).map_err(failed)?.capacity(),
+    };
+    let parts = parts(slot, boot, boot.saturating_add(most))?;
+    let writer = SlotSet::open(&parts).map_err(failed)?;
     installer.meter.begin_writing(size.unwrap_or(0));
     let mut file = Signed {
         reader: Hashed::new(start),
@@ -62,7 +87,7 @@ pub fn install(
         reused: 0,
         since_sync: 0,
     };
-    let content = fill(source, kind, &mut file, &mut target)?;
+    let content = fill(source, (kind, boot), &mut file, &mut target)?;
     let Signed { reader, verifier } = file;
     if let Some(verifier) = verifier {
         verifier.finish().map_err(|error| Failure::from(&error))?;
@@ -78,19 +103,22 @@ pub fn install(
 /// Decompresses `file` into the slot, to the file's end.
 fn fill(
     source: &Source,
-    kind: PlainKind,
+    (kind, boot): (PlainKind, u64),
     file: &mut (impl Read + Send),
     target: &mut Target<'_>,
 ) -> Result<Content, Failure> {
-    let explain = |error: io::Error| {
-        source
-            .take_failure()
-            .unwrap_or_else(|| match PlainError::of(&error) {
-                Some(error) => Failure::from(error),
-                None => source.explain_io(&error),
-            })
-    };
-    let mut decoder = plain_decoder(kind, file).map_err(explain)?;
+    let explain = |error| explain(source, error);
+    let payload = plain_decoder(kind, file).and_then(archive::payload);
+    let payload = payload.map_err(explain)?;
+    if payload.boot != boot && kind != PlainKind::Zstd {
+        let why = "with a boot partition it must be compressed by zstd";
+        return Err(Failure::from(&PlainError::Archive(why)));
+    }
+    if payload.boot != boot {
+        let uri = source.uri().to_string();
+        return Err(Failure::from(&InstallError::Changed { uri }));
+    }
+    let mut decoder = payload.bytes;
     let mut context = digest::Context::new(&digest::SHA256);
     let cancel = &target.installer.cancel;
     pipeline(
@@ -121,7 +149,7 @@ fn fill(
 /// The slot, and how far it is filled.
 struct Target<'a> {
     installer: &'a Installer,
-    writer: SlotWriter,
+    writer: SlotSet,
     /// Raw bytes so far.
     size: u64,
     /// Of these, the zeros at the end that were not handed on yet.

@@ -97,6 +97,7 @@ pub(super) fn status(
         slots,
         bootloader: match config.bootloader.kind {
             crate::config::BootloaderKind::Uboot => "uboot".to_owned(),
+            crate::config::BootloaderKind::Tryboot => "tryboot".to_owned(),
             crate::config::BootloaderKind::File => "file".to_owned(),
         },
         unsigned_allowed: config.trust.allow_unsigned,

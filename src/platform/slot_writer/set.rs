@@ -95,6 +95,26 @@ impl SlotSet {
         self.parts.iter().map(|part| part.length).sum()
     }
 
+    /// Whether a payload of `length` bytes fits the parts.
+    ///
+    /// # Errors
+    /// `slot-too-small`.
+    pub fn check_fits(&self, length: u64) -> Result<(), SlotWriteError> {
+        let capacity = self.length();
+        if length <= capacity {
+            return Ok(());
+        }
+        let last = self
+            .parts
+            .last()
+            .expect("a slot has at least one partition");
+        Err(SlotWriteError::TooSmall {
+            device: last.writer.slot.device.clone(),
+            image: length,
+            capacity,
+        })
+    }
+
     /// What was done so far, all parts together.
     #[must_use]
     pub fn report(&self) -> WriteReport {
@@ -199,18 +219,8 @@ impl SlotSet {
         length: u64,
         mut act: impl FnMut(&mut SlotWriter, u64, u64) -> Result<(), SlotWriteError>,
     ) -> Result<(), SlotWriteError> {
-        let (end, capacity) = (offset.saturating_add(length), self.length());
-        if end > capacity {
-            let last = self
-                .parts
-                .last()
-                .expect("a slot has at least one partition");
-            return Err(SlotWriteError::TooSmall {
-                device: last.writer.slot.device.clone(),
-                image: end,
-                capacity,
-            });
-        }
+        let end = offset.saturating_add(length);
+        self.check_fits(end)?;
         for part in &mut self.parts {
             let from = offset.max(part.start);
             let to = end.min(part.start + part.length);

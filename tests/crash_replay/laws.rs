@@ -420,7 +420,11 @@ fn decision(variables: &Variables) -> Result<Decision, String> {
     );
     let trial = match (trial, tries, job) {
         (None, None, None) => None,
-        (Some(trial), Some(_), Some(job)) if trial != confirmed => Some((trial, job.clone())),
+        (Some(trial), Some(_), Some(job)) if trial != confirmed => {
+            // The update's id; more may stand behind a blank.
+            let id = job.split(' ').next().unwrap_or_default();
+            Some((trial, id.to_owned()))
+        }
         _ => return Err(half()),
     };
     Ok(Decision { confirmed, trial })

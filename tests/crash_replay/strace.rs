@@ -210,10 +210,10 @@ impl Reader {
             || path == self.folder
     }
 
-    /// The name of a file directly in the state directory. The lock holds no data.
+    /// The name of a file directly in the state directory: what lies deeper decides nothing, the lock holds no data.
     fn name_of(&self, path: &Path) -> Option<String> {
         let name = path.strip_prefix(&self.folder).ok()?.to_str()?;
-        (!name.is_empty() && name != "lock").then(|| name.to_owned())
+        (!name.is_empty() && name != "lock" && !name.contains('/')).then(|| name.to_owned())
     }
 
     fn take(&mut self, call: &Call<'_>) {
@@ -341,7 +341,7 @@ pub(crate) fn files(folder: &Path) -> Files {
     let entries = fs::read_dir(folder)
         .expect("the state directory is there")
         .flatten();
-    let files = entries.filter(|entry| entry.file_name() != "lock");
+    let files = entries.filter(|entry| entry.path().is_file() && entry.file_name() != "lock");
     files
         .map(|entry| {
             let name = entry.file_name().into_string().unwrap();

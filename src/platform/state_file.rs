@@ -203,13 +203,13 @@ impl StateFile {
     }
 }
 
-/// Writes aside, syncs, renames, syncs the folder. A failure leaves no litter that takes up space.
+/// Writes aside, syncs, renames, syncs the new name. A failure leaves no litter that takes up space.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
-    replace_and(sync_folder, path, bytes)
+    replace_and(sync_name, path, bytes)
 }
 
 fn replace_and(
-    sync_folder: impl FnOnce(&Path) -> io::Result<()>,
+    sync_name: impl FnOnce(&Path) -> io::Result<()>,
     path: &Path,
     bytes: &[u8],
 ) -> Result<(), StateError> {
@@ -220,10 +220,18 @@ fn replace_and(
         let _ = fs::remove_file(&aside);
     }
     renamed.map_err(|source| StateError::write(path, source))?;
-    sync_folder(path).map_err(|source| StateError::NotSynced {
+    sync_name(path).map_err(|source| StateError::NotSynced {
         file: path.to_owned(),
         source,
     })
+}
+
+/// Makes durable that `path` is the file that was renamed to it. On most file systems the folder says so. On FAT the
+/// name that was there before keeps its entry, and where the new content starts is written with the file: without the
+/// first sync a power cut seconds later brings the old content back, on clusters that are free already.
+fn sync_name(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    sync_folder(path)
 }
 
 /// Syncs the folder that `path` is in.

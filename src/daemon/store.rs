@@ -1,13 +1,13 @@
 //! The state directory: `state.json`, `history.jsonl`, and the lock that keeps a second daemon out.
 
-use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use serde::Deserialize;
 
 use super::saved::{SCHEMA, Saved};
 use crate::{
     config::{BootloaderKind, Config, StateConfig},
-    platform::state_file::{DirectoryLock, History, StateError, StateFile},
+    platform::state_file::{DirectoryLock, History, StateError, StateFile, is_on_root},
     update::{
         failure::{Class, Failure},
         status::UpdateReport,
@@ -141,13 +141,7 @@ impl Store {
 /// What to say about a state directory that belongs to one slot. Nothing when that cannot be found out.
 pub fn warning_about_place(config: &Config) -> Option<String> {
     let directory = &config.state.directory;
-    let device = |path: &Path| Some(std::fs::metadata(path).ok()?.dev());
-    belongs_to_a_slot(
-        config.bootloader.kind,
-        device(directory)?,
-        device(Path::new("/"))?,
-    )
-    .then(|| {
+    belongs_to_a_slot(config.bootloader.kind, is_on_root(directory)?).then(|| {
         format!(
             "the state directory {} lies in the running slot's own file system: the other slot starts without it, so \
              that at each switch of slots the history of updates, the security epoch and the memory of images known \
@@ -157,10 +151,9 @@ pub fn warning_about_place(config: &Config) -> Option<String> {
     })
 }
 
-/// Whether the state directory, by its device, is part of the root file system, which an update replaces. A
-/// stand-in board has no slot of its own under `/`.
-fn belongs_to_a_slot(kind: BootloaderKind, directory: u64, root: u64) -> bool {
-    kind == BootloaderKind::Uboot && directory == root
+/// A stand-in board has no slot of its own under `/`.
+fn belongs_to_a_slot(kind: BootloaderKind, on_root: bool) -> bool {
+    kind != BootloaderKind::File && on_root
 }
 
 #[cfg(test)]
@@ -257,10 +250,9 @@ mod tests {
 
     #[test]
     fn only_a_state_directory_in_a_slot_of_a_real_board_is_warned_about() {
-        let (root, data) = (0xb302, 0xb304);
-        assert!(belongs_to_a_slot(BootloaderKind::Uboot, root, root));
-        assert!(!belongs_to_a_slot(BootloaderKind::Uboot, data, root));
-        assert!(!belongs_to_a_slot(BootloaderKind::File, root, root));
+        assert!(belongs_to_a_slot(BootloaderKind::Uboot, true));
+        assert!(!belongs_to_a_slot(BootloaderKind::Uboot, false));
+        assert!(!belongs_to_a_slot(BootloaderKind::File, true));
     }
 
     #[test]

@@ -197,12 +197,12 @@ pub(crate) const RULES: &[Rule] = &[
         sample: ("src/daemon/mod.rs", "use crate::ctl::exit;"),
     },
     Rule {
-        says: "the command-line tool shares only the control interface's names with the daemon",
+        says: "the command-line tool shares only the control interface's names and the identity in files with the daemon",
         instead: "ask the running daemon over its socket, or move what both need below them",
         within: &["src/ctl/"],
         but: &[],
         forbidden: &["crate::daemon"],
-        allowed: &["crate::daemon::control_names"],
+        allowed: &["crate::daemon::control_names", "crate::daemon::identity"],
         in_tests: true,
         sample: (
             "src/ctl/local.rs",

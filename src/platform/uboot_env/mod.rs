@@ -13,6 +13,7 @@
 
 mod boot_model;
 pub mod codec;
+mod inspect;
 mod location;
 mod store;
 
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 pub use self::{
     boot_model::boot_decision,
     codec::{Env, VariableError},
+    inspect::{CopySeen, CopyState, inspect},
     location::{Area, EnvLocation, LocationError},
     store::{EnvError, UbootEnv},
 };

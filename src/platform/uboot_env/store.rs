@@ -350,7 +350,7 @@ impl UbootEnv {
     }
 }
 
-fn read_area(area: &Area) -> io::Result<Vec<u8>> {
+pub(super) fn read_area(area: &Area) -> io::Result<Vec<u8>> {
     let file = File::open(&area.device)?;
     let offset = absolute(area, &file)?;
     let mut bytes = vec![0; area.size];

@@ -111,6 +111,8 @@ section! {
         trust: RawTrust = RawTrust::default(),
         policy: RawPolicy = RawPolicy::default(),
         health: RawHealth = RawHealth::default(),
+        hooks: RawHooks = RawHooks::default(),
+        carry_over: RawCarryOver = RawCarryOver::default(),
         report: RawReport = RawReport::default(),
         state: RawState = RawState::default(),
         control: RawControl = RawControl::default(),
@@ -228,10 +230,28 @@ section! {
         /// `None`: what suits the bootloader.
         #[serde(serialize_with = "units")]
         units: Option<Vec<String>> = None,
+        /// `None`: what suits the bootloader.
+        #[serde(serialize_with = "is_real")]
+        newly_failed_units: Option<bool> = None,
         hook_dir: String = "/etc/fwupdated/health.d".to_owned(),
         hook_timeout: RawDuration = RawDuration::seconds(60),
         interval: RawDuration = RawDuration::seconds(5),
         hub: bool = false,
+    }
+}
+
+section! {
+    /// `[hooks]`
+    RawHooks {
+        dir: String = "/etc/fwupdated/hooks.d".to_owned(),
+        timeout: RawDuration = RawDuration::seconds(60),
+    }
+}
+
+section! {
+    /// `[carry_over]`
+    RawCarryOver {
+        paths: Vec<String> = Vec::new(),
     }
 }
 
@@ -266,6 +286,13 @@ fn texts(texts: &[&str]) -> Vec<String> {
 
 /// The unit that a U-Boot device's trial boot must reach unless `health.units` says otherwise.
 pub(super) const BOOT_COMPLETE: &str = "boot-complete.target";
+
+/// The same for a switch that is on for real boards.
+#[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the same")]
+fn is_real<S: Serializer>(switch: &Option<bool>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bool(switch.unwrap_or(true))
+}
 
 /// TOML has no null: the default is shown as it is with the default bootloader.
 #[expect(clippy::ref_option, reason = "the signature that serde asks for")]

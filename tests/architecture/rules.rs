@@ -313,6 +313,16 @@ pub(crate) const RULES: &[Rule] = &[
         sample: ("src/daemon/saved.rs", "fn f() { file.sync_all()?; }"),
     },
     Rule {
+        says: "only platform/carry_over mounts, and writes into another root file system (rustix)",
+        instead: "add a function there",
+        within: PRODUCT,
+        but: &["src/platform/carry_over"],
+        forbidden: &["rustix", "mount::mount"],
+        allowed: &[],
+        in_tests: false,
+        sample: ("src/platform/slots.rs", "use rustix::mount::fsmount;"),
+    },
+    Rule {
         says: "processes are started by daemon/hooks.rs and platform/reboot.rs alone",
         instead: "find a library or a D-Bus call; a hook is for the operator's programs",
         within: PRODUCT,

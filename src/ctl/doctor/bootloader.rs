@@ -204,6 +204,7 @@ fn agreement(boot: &BootState, booted: Slot, machine: Option<&State>) -> Finding
         machine,
         Some(
             State::Arming(_)
+                | State::CarryingOver(_)
                 | State::Rebooting { .. }
                 | State::RollingBack { .. }
                 | State::Abandoning { .. }

@@ -9,10 +9,7 @@ use crate::{
     config::Config,
     daemon::identity::FileIdentity,
     hub::session::{IdentitySource, Probe, ProbeFailure, Route, probe},
-    update::{
-        failure::{Class, Failure},
-        status::HubStatus,
-    },
+    update::{failure::Failure, status::HubStatus},
 };
 
 const TOPIC: &str = "hub";
@@ -111,7 +108,11 @@ pub(super) fn judge(facts: &Facts) -> Finding {
                         "{way}, but the daemon is not connected: {}",
                         failure.message
                     );
-                    Finding::failure(TOPIC, &Failure::new(&failure.code, Class::Wait, message))
+                    let failure = Failure {
+                        message,
+                        ..failure.clone()
+                    };
+                    Finding::failure(TOPIC, &failure)
                 }
                 (None, Some(_)) => Finding::warning(
                     TOPIC,
@@ -130,7 +131,7 @@ pub(super) fn judge(facts: &Facts) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ctl::doctor::finding::Level;
+    use crate::{ctl::doctor::finding::Level, update::failure::Class};
 
     fn told(connected: bool, error: Option<&str>) -> Option<HubStatus> {
         let error = error.map(|code| Failure::new(code, Class::Wait, "the daemon's words"));

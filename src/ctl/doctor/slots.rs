@@ -12,7 +12,7 @@ use super::finding::Finding;
 use crate::{
     config::Config,
     ctl::output::bytes,
-    platform::{slot_writer::who_holds, slots::Slots},
+    platform::{carry_over::FileSystem, slot_writer::who_holds, slots::Slots},
     update::{failure::Failure, slot::Slot},
 };
 
@@ -33,6 +33,8 @@ pub(super) struct Seen {
     holders: io::Result<Vec<String>>,
     /// Bytes of the image that runs, if that is known.
     image: Option<u64>,
+    /// What it holds, if files are to be carried over and it can be read.
+    carry_over: Option<FileSystem>,
 }
 
 struct Device {
@@ -75,6 +77,10 @@ pub(super) fn gather(config: &Config, image: impl Fn(Slot) -> Option<u64>) -> Fa
             running: Device::look(&running),
             holders: who_holds(spare.path()),
             image: image(booted),
+            carry_over: match config.carry_over.paths.is_empty() {
+                true => None,
+                false => FileSystem::detect(&running).ok(),
+            },
         })
     };
     Some(look().map_err(|error: crate::platform::slots::SlotsError| Failure::from(&error)))
@@ -104,6 +110,13 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
                 paths.0, paths.1
             ),
         )),
+    }
+    if let Some(FileSystem::ReadOnly(kind)) = seen.carry_over {
+        findings.push(Finding::warning(
+            TOPIC,
+            format!("slot {booted} holds {kind}; an update to another such file system fails, as nothing can be carried over"),
+            "empty carry_over.paths, and keep what must outlive an update on a partition that both slots share",
+        ));
     }
     match &seen.holders {
         Ok(holders) if holders.is_empty() => {}
@@ -167,6 +180,7 @@ mod tests {
             running: device("/dev/a", running),
             holders: Ok(holders.iter().map(|&holder| holder.to_owned()).collect()),
             image,
+            carry_over: None,
         }))
     }
 
@@ -185,6 +199,20 @@ mod tests {
         assert_eq!(levels(&None), [Level::Error]);
         let failure = Failure::new("slot-missing", Class::Final, "slot b is gone");
         assert_eq!(levels(&Some(Err(failure))), [Level::Error]);
+    }
+
+    #[test]
+    fn files_to_carry_over_and_a_file_system_that_takes_none_are_warned_about() {
+        let mut facts = seen(8, 8, &[], None);
+        for (found, level) in [
+            (FileSystem::Writable("ext4"), None),
+            (FileSystem::ReadOnly("squashfs"), Some(Level::Warning)),
+        ] {
+            if let Some(Ok(seen)) = &mut facts {
+                seen.carry_over = Some(found);
+            }
+            assert_eq!(levels(&facts).get(1).copied(), level);
+        }
     }
 
     #[test]

@@ -96,7 +96,9 @@ pub(super) fn gather(config: &Config) -> Facts {
         document,
         #[allow(clippy::useless_conversion, reason = "32 bit on some of our targets")]
         free: free.map(|it| u64::from(it.blocks_available()) * u64::from(it.fragment_size())),
-        in_slot: real && is_on_root(&directory) == Some(true),
+        in_slot: real
+            && !config.carry_over.covers(&directory)
+            && is_on_root(&directory) == Some(true),
         directory,
     }
 }
@@ -133,7 +135,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
                 "{place} lies in the running slot's own file system: the other slot starts without the history, the \
                  security epoch and the memory of bad images"
             ),
-            "set state.directory to a folder on a partition that both slots share, or mount one there",
+            "set state.directory to a folder on a partition that both slots share, mount one there, or list it in \
+             carry_over.paths",
         ));
     }
     findings

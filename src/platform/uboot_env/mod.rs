@@ -6,7 +6,7 @@
 //! | `fwupdated_slot` | `a` or `b`: the confirmed slot |
 //! | `fwupdated_trial` | the slot on trial; absent otherwise |
 //! | `fwupdated_tries` | boots left in this trial |
-//! | `fwupdated_job` | the update that armed it |
+//! | `fwupdated_job` | the update that armed it: its id and, behind a blank, its version |
 //!
 //! Each decision is **one** write ([`UbootEnv::update`]), read back before it counts. How the boot script
 //! reads them: [`boot_decision`].

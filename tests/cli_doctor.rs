@@ -12,6 +12,7 @@ use std::{
 use fwupdated::update::slot::Slot;
 use serde_json::Value;
 use support::{
+    bus::Bus,
     rig::{Device, Rig, fwupdatectl, program, run},
     skipped,
 };
@@ -303,4 +304,36 @@ fn a_configuration_that_was_asked_for_and_is_wrong_is_wrong_usage() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("[config-unknown-key]"));
+}
+
+/// What systemd-timedated says of the clock.
+struct TimeDate(bool);
+
+#[zbus::interface(name = "org.freedesktop.timedate1")]
+impl TimeDate {
+    #[zbus(property, name = "NTPSynchronized")]
+    fn ntp_synchronized(&self) -> bool {
+        self.0
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_nobody_sets_is_warned_about() {
+    for (synchronised, level) in [(true, "ok"), (false, "warning")] {
+        let dir = tempfile::tempdir().unwrap();
+        let bus = Bus::start(dir.path());
+        let path = "/org/freedesktop/timedate1";
+        let _timedated = bus
+            .serve("org.freedesktop.timedate1", path, TimeDate(synchronised))
+            .await;
+        let config = dir.path().join("empty.toml");
+        fs::write(&config, "").unwrap();
+        let mut command = fwupdatectl();
+        command
+            .arg("--config")
+            .arg(config)
+            .env("DBUS_SYSTEM_BUS_ADDRESS", &bus.address);
+        let found = Findings::of(command);
+        found.expect(1, "clock", level, "synchronised");
+    }
 }

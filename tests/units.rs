@@ -259,6 +259,18 @@ fn files_can_be_carried_over_with_all_that_belongs_to_them() {
         values(&unit, "RestrictSUIDSGID").is_empty(),
         "folders have such modes"
     );
+    // What systemd means by these groups has the calls.
+    let groups = [
+        "syscall-filter",
+        "@mount",
+        "@system-service",
+        "@file-system",
+    ];
+    if let Some((_, said)) = systemd_analyze(&groups, &[]) {
+        for call in ["fsopen", "fsconfig", "fsmount", "openat2", "fsetxattr"] {
+            assert!(said.split_whitespace().any(|word| word == call), "{call}");
+        }
+    }
 }
 
 #[test]

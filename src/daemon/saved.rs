@@ -172,7 +172,6 @@ impl Saved {
         let version = finished.image.as_ref().and_then(|i| i.version.clone());
         let mut report = report(&finished.job, finished.stage, version.clone(), progress);
         report.error = finished.failure.clone();
-        self.baseline = None;
         if self.outbox.len() >= OUTBOX_LIMIT {
             // A slot that was given up or confirmed says more than a download that never came to one.
             let failed = |report: &UpdateReport| report.stage == Stage::DownloadFailed;
@@ -182,6 +181,7 @@ impl Saved {
         self.outbox.push(report.clone());
         self.last = Some(report.clone());
         if finished.image.is_some() {
+            self.baseline = None;
             self.last_run = self.last.clone();
         }
         match (finished.stage, &finished.content) {

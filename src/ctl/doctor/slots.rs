@@ -75,7 +75,12 @@ pub(super) fn gather(config: &Config, image: impl Fn(Slot) -> Option<u64>) -> Fa
             booted,
             spare: Device::look(spare.path()),
             running: Device::look(&running),
-            holders: who_holds(spare.path()),
+            holders: [Some(spare.path()), spare.boot()]
+                .into_iter()
+                .flatten()
+                .map(who_holds)
+                .collect::<io::Result<Vec<_>>>()
+                .map(|holders| holders.concat()),
             image: image(booted),
             carry_over: match config.carry_over.paths.is_empty() {
                 true => None,

@@ -255,10 +255,11 @@ pub fn explain_reset(resumed: &mut Resumed, by: &str) {
     let State::Abandoning { failure, .. } = &mut resumed.state else {
         return;
     };
-    if ["trial-boot-failed", "trial-not-confirmed"].contains(&failure.code.as_str()) {
-        failure
-            .message
-            .push_str(&format!("; the last reset was by the watchdog {by}"));
+    let says = format!("; the last reset was by the watchdog {by}");
+    let fell_back = ["trial-boot-failed", "trial-not-confirmed"].contains(&failure.code.as_str());
+    // A later start of the daemon finds it said.
+    if fell_back && !failure.message.ends_with(&says) {
+        failure.message.push_str(&says);
     }
 }
 

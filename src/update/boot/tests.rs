@@ -250,6 +250,10 @@ fn a_reset_by_the_watchdog_explains_a_fallback_and_nothing_else() {
         explain_reset(&mut resumed, "watchdog0 (x)");
         let said = message(&resumed).contains("by the watchdog watchdog0 (x)");
         assert_eq!(said, told, "{state:?}");
+        // The daemon starts again in the same boot.
+        let mut again = start(&resumed.state, Slot::A, Slot::A, false);
+        explain_reset(&mut again, "watchdog0 (x)");
+        assert_eq!(message(&again), message(&resumed));
     }
 }
 

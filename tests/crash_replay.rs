@@ -16,6 +16,8 @@
 
 mod support;
 
+#[path = "crash_replay/bench.rs"]
+mod bench;
 #[path = "crash_replay/block.rs"]
 mod block;
 #[path = "crash_replay/board.rs"]
@@ -52,7 +54,8 @@ use std::{
     },
 };
 
-use board::{Bench, Board};
+use bench::{Bench, PLANS};
+use board::Board;
 use fwupdated::platform::uboot_env::{EnvLocation, UbootEnv};
 use laws::{Crash, Findings, Recording, walk};
 use recover::{Recovery, further_cuts, recover};
@@ -236,7 +239,7 @@ fn after_any_power_cut_a_whole_slot_boots_and_the_update_ends_in_the_truth() {
     let seed = seed();
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::new(&dir.path().join("bench"), SMALL, 3, board::PLANS.len());
+    let bench = Bench::new(&dir.path().join("bench"), SMALL, 3, PLANS.len());
     let strict = Bench::new(&dir.path().join("strict-bench"), SMALL, 1, 1);
     let recordings = record(&bench, &dir.path().join("device"));
     let once = record(&strict, &dir.path().join("strict")).remove(0);

@@ -8,7 +8,8 @@ use fwupdated::{
 };
 
 use super::{
-    board::{Bench, Board, Life, accepted},
+    bench::Bench,
+    board::{Board, Life, accepted},
     disk::Disk,
     laws::{Crash, DOCUMENT, Findings, Recording, walk},
     trace::{Op, Told},

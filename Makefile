@@ -20,6 +20,10 @@ demo: ## Run the main job on this machine: one update that succeeds, one that is
 test: setup ## Run every check: format, lints, dependencies, all tests
 	@tests/run.sh
 
+.PHONY: crash-replay
+crash-replay: setup ## Replay every power cut of whole updates, at length: a thousand of them given to the real daemon (20 minutes)
+	@CRASH_REPLAY=full cargo test --locked --test crash_replay -- --include-ignored
+
 .PHONY: bench-hub
 bench-hub: ## Measure the hub connection: traffic, wake-ups, memory (as root), and ten thousand devices at once (10 minutes)
 	@cargo bench --locked --bench hub_cost

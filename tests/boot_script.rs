@@ -1,8 +1,8 @@
 //! The U-Boot boot script against its model, `boot_decision`: every combination of values decides the same.
 //!
 //! `packaging/uboot/boot.cmd` is written in what U-Boot's hush and a POSIX shell both understand, and runs here
-//! under `sh`, whole, with shims for U-Boot's commands. With `UBOOT_SANDBOX=PATH` (the program `u-boot` of
-//! U-Boot's own `sandbox` build, with `CONFIG_LEGACY_IMAGE_FORMAT`) its decision runs in the real thing too.
+//! under `sh`, whole, with shims for U-Boot's commands. Its decision runs in a real U-Boot too: U-Boot's own `sandbox`
+//! build, which `tests/uboot/sandbox.sh` makes and `UBOOT_SANDBOX=required` asks for.
 
 #[path = "support/skip.rs"]
 mod skip;
@@ -10,12 +10,13 @@ mod skip;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use fwupdated::{
-    platform::uboot_env::{Env, boot_decision, names},
+    platform::uboot_env::{Env, MARK, boot_decision_with_mark, names},
     update::slot::Slot,
 };
 
@@ -32,12 +33,17 @@ setenv() {
 saveenv() { tell save; return "$SHIM_SAVEENV"; }
 part() { # number TYPE DISK LABEL VARIABLE
     [ "$1 $2 $3" = "number mmc 0" ] || return 1
-    case $4 in rootfs-a) eval "$5=2" ;; rootfs-b) eval "$5=3" ;; *) return 1 ;; esac
+    case $4 in boot) [ "$SHIM_MARK" != "no partition" ] || return 1; eval "$5=1" ;; rootfs-a) eval "$5=2" ;; rootfs-b) eval "$5=3" ;; *) return 1 ;; esac
 }
 load() { # TYPE DISK:PART ADDRESS FILE
     case " $SHIM_MISSING " in *" $2$4 "*) return 1 ;; esac
-    case $2 in 0:2 | 0:3) ;; *) return 1 ;; esac
+    case $2 in 0:1) [ "$4 $SHIM_MARK" != "/fwupdated.slot no file" ] || return 1 ;; 0:2 | 0:3) ;; *) return 1 ;; esac
     filesize=$(printf %x ${#4})
+}
+env() { # import -t ADDRESS SIZE NAME: nothing but the variable NAME of the file is taken over
+    [ "$1 $2 $3" = "import -t 0x80000" ] || return 1
+    shim_value=$(printf '%s\n' "$SHIM_MARK" | sed -n "s/^$5=//p" | tail -n 1)
+    if [ -n "$shim_value" ]; then setenv "$5" "$shim_value"; fi
 }
 fdt() { # addr ADDRESS, or get value VARIABLE PATH PROPERTY
     if [ "$1 $2" = "get value" ]; then eval "$3='console=tty1 firmware=1'"; fi
@@ -111,6 +117,8 @@ struct Board {
     missing: String,
     saveenv_works: bool,
     booti_works: bool,
+    /// What the mark file says; or `no partition`, `no file`.
+    mark: String,
 }
 
 impl Board {
@@ -121,6 +129,7 @@ impl Board {
             missing: String::new(),
             saveenv_works: true,
             booti_works: true,
+            mark: "no file".into(),
         }
     }
 
@@ -135,6 +144,7 @@ impl Board {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("SHIM_MISSING", &self.missing)
+            .env("SHIM_MARK", &self.mark)
             .env("SHIM_SAVEENV", flag(self.saveenv_works))
             .env("SHIM_BOOTI", flag(self.booti_works))
             .envs([
@@ -229,12 +239,17 @@ fn table() -> Vec<Vec<(&'static str, &'static str)>> {
 
 /// The model's slot, and what it stores before and after.
 fn model(variables: &[(&str, &str)]) -> (Slot, Variables, Variables) {
+    model_with(variables, None)
+}
+
+/// The same with a mark file.
+fn model_with(variables: &[(&str, &str)], mark: Option<Slot>) -> (Slot, Variables, Variables) {
     let mut env = Env::default();
     for (name, value) in variables {
         env.set(name, value).unwrap();
     }
     let before = stored(&env);
-    let slot = boot_decision(&mut env);
+    let slot = boot_decision_with_mark(&mut env, mark);
     (slot, before, stored(&env))
 }
 
@@ -255,6 +270,50 @@ fn the_script_decides_as_its_model_whatever_the_values() {
         assert_eq!(boot.saves, saves, "{variables:?}: saved once if it changed");
         assert!(!boot.reset, "{variables:?}");
     }
+}
+
+/// What a mark file may hold, and what the daemon takes it for.
+const MARKS: &[(&str, Option<Slot>)] = &[
+    ("fwupdated_mark=a", Some(Slot::A)),
+    ("fwupdated_mark=b", Some(Slot::B)),
+    ("fwupdated_mark=", None),
+    ("fwupdated_mark=ab", None),
+    ("fwupdated_mark", None),
+    ("", None),
+    ("fwupdated_slot=b", None),
+    (
+        "bootdelay=5\nfwupdated_mark=b\nfwupdated_slot=a",
+        Some(Slot::B),
+    ),
+];
+
+#[test]
+fn when_the_confirmed_slot_is_lost_the_one_that_the_mark_names_boots() {
+    let mut board = Board::new();
+    let lost = [
+        vec![],
+        vec![(names::SLOT, "x")],
+        vec![(names::TRIAL, "b"), (names::TRIES, "2")],
+    ];
+    let none = [("no partition", None), ("no file", None)];
+    for (text, mark) in MARKS.iter().chain(&none) {
+        board.mark = (*text).into();
+        for variables in &lost {
+            let (slot, _, after) = model_with(variables, *mark);
+            let boot = board.boot(variables);
+            assert_eq!(boot.slot(), slot, "{text:?}, {variables:?}");
+            assert_eq!(boot.saves, [after], "{text:?}, {variables:?}: saved once");
+        }
+        // A good environment wins over any mark.
+        let boot = board.boot(&[(names::SLOT, "a")]);
+        assert_eq!((boot.slot(), boot.saves.len()), (Slot::A, 0), "{text:?}");
+    }
+    board.script = board
+        .script
+        .replace("fwup_mark=/fwupdated.slot", "fwup_mark=none");
+    board.mark = "fwupdated_mark=b".into();
+    board.dir = tempfile::tempdir().unwrap();
+    assert_eq!(board.boot(&[]).slot(), Slot::A, "no mark is looked for");
 }
 
 #[test]
@@ -368,6 +427,7 @@ fn only_what_both_shells_understand_is_used() {
         "echo",
         "setenv",
         "saveenv",
+        "env",
         "fdt",
         "part",
         "load",
@@ -405,7 +465,9 @@ fn the_script_uses_exactly_the_daemon_s_variables() {
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
         .filter(|word| word.starts_with("fwupdated_"))
         .collect();
-    assert_eq!(found, BTreeSet::from(NAMES));
+    let mut expected = BTreeSet::from(NAMES);
+    expected.insert(MARK);
+    assert_eq!(found, expected);
 }
 
 #[test]
@@ -442,51 +504,146 @@ fn mkimage(script: &str, dir: &Path) -> Option<PathBuf> {
     }
 }
 
-#[test]
-fn a_real_u_boot_decides_the_same() {
-    let Some(program) = std::env::var_os("UBOOT_SANDBOX") else {
-        skip::skipped(format_args!(
-            "UBOOT_SANDBOX does not name the program of a U-Boot sandbox build"
-        ));
-        return;
-    };
+/// The program of a real U-Boot; `None`, after saying why, where there is none.
+fn real_u_boot() -> Option<PathBuf> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/uboot/sandbox/u-boot");
+    if built.exists() {
+        return Some(built);
+    }
+    assert!(
+        std::env::var_os("UBOOT_SANDBOX").is_none_or(|value| value != "required"),
+        "{} is missing",
+        built.display()
+    );
+    skip::skipped(format_args!(
+        "{} is missing; tests/uboot/sandbox.sh builds it",
+        built.display()
+    ));
+    None
+}
+
+/// Lets a real U-Boot run the script's decision for each of `rows`, with the disk `disk`. What it answers for
+/// each: how often it saved, the slot, the variables.
+fn decide_for_real(
+    program: &Path,
+    disk: &Path,
+    rows: &[Vec<(&str, &str)>],
+) -> Vec<(usize, String, Variables)> {
     let script = script();
     let (decision, _) = script.split_once("### Load and start").unwrap();
-    // The sandbox has nowhere to store an environment: count instead.
-    let decision = decision.replace("if saveenv;", "if setenv test_saves ${test_saves}1;");
+    let decision = decision
+        .replace("fwup_disk_type=mmc", "fwup_disk_type=host")
+        // The sandbox has nowhere to store an environment: count instead.
+        .replace("if saveenv;", "if setenv test_saves ${test_saves}1;");
     let dir = tempfile::tempdir().unwrap();
     let image = mkimage(&decision, dir.path()).expect("mkimage");
-    for rows in table().chunks(200) {
-        let mut commands = format!("host load hostfs - 1000000 {}\n", image.display());
-        for variables in rows {
-            for name in NAMES.iter().chain(&["test_saves"]) {
-                commands += &format!("setenv {name}\n");
-            }
-            for (name, value) in variables {
-                commands += &format!("setenv {name} '{value}'\n");
-            }
-            let shown = NAMES.map(|name| format!("${{{name}}}")).join("|");
-            commands +=
-                &format!("source 1000000\necho \"@${{test_saves}}|${{fwup_slot}}|{shown}\"\n");
+    let mut commands = format!(
+        "host load hostfs - 1000000 {}\nhost bind 0 {}\nsetenv kernel_addr_r 2000000\n",
+        image.display(),
+        disk.display()
+    );
+    for variables in rows {
+        for name in NAMES.iter().chain(&["test_saves"]) {
+            commands += &format!("setenv {name}\n");
         }
-        let output = Command::new(&program)
-            .arg("-c")
-            .arg(commands)
+        for (name, value) in variables {
+            commands += &format!("setenv {name} '{value}'\n");
+        }
+        let shown = NAMES.map(|name| format!("${{{name}}}")).join("|");
+        commands += &format!("source 1000000\necho \"@${{test_saves}}|${{fwup_slot}}|{shown}\"\n");
+    }
+    let output = Command::new(program)
+        .arg("-c")
+        .arg(commands)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let told = said.lines().filter_map(|line| line.strip_prefix('@'));
+    let told: Vec<_> = told
+        .map(|told| {
+            let words: Vec<_> = told.splitn(3, '|').collect();
+            (words[0].len(), words[1].to_owned(), from_told(words[2]))
+        })
+        .collect();
+    assert_eq!(told.len(), rows.len(), "{said}");
+    told
+}
+
+/// A disk whose partition `boot` holds `mark` as `/fwupdated.slot`; without a mark no partition has that name.
+fn disk(dir: &Path, mark: Option<&str>) -> PathBuf {
+    const START: u64 = 1 << 20;
+    let (disk, files, system) = (dir.join("disk"), dir.join("files"), dir.join("system"));
+    let _ = fs::remove_dir_all(&files);
+    fs::create_dir(&files).unwrap();
+    if let Some(mark) = mark {
+        fs::write(files.join("fwupdated.slot"), mark).unwrap();
+    }
+    let succeed = |command: &mut Command| {
+        let output = command
             .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let told: Vec<_> = said
-            .lines()
-            .filter_map(|line| line.strip_prefix('@'))
-            .collect();
-        assert_eq!(told.len(), rows.len(), "{said}");
-        for (variables, told) in rows.iter().zip(told) {
-            let (slot, before, after) = model(variables);
-            let mut words = told.splitn(3, '|');
-            let saves = if before == after { "" } else { "1" };
-            assert_eq!(words.next(), Some(saves), "{variables:?}");
-            assert_eq!(words.next(), Some(slot.name()), "{variables:?}");
-            assert_eq!(from_told(words.next().unwrap()), after, "{variables:?}");
+            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        assert!(output.status.success(), "{command:?}: {output:?}");
+    };
+    fs::write(&system, vec![0; 4 << 20]).unwrap();
+    succeed(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-d"])
+            .args([&files, &system]),
+    );
+    let file = fs::File::create(&disk).unwrap();
+    file.set_len(8 << 20).unwrap();
+    let name = if mark.is_some() { "boot" } else { "other" };
+    let table = dir.join("table");
+    let text = format!(
+        "label: gpt\nstart={}, size=8192, name={name}\n",
+        START / 512
+    );
+    fs::write(&table, text).unwrap();
+    succeed(
+        Command::new("sfdisk")
+            .arg("-q")
+            .arg(&disk)
+            .stdin(fs::File::open(&table).unwrap()),
+    );
+    file.write_all_at(&fs::read(&system).unwrap(), START)
+        .unwrap();
+    disk
+}
+
+#[test]
+fn a_real_u_boot_decides_the_same() {
+    let Some(program) = real_u_boot() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let disk = disk(dir.path(), None);
+    for rows in table().chunks(200) {
+        let told = decide_for_real(&program, &disk, rows);
+        for (variables, (saves, slot, stored)) in rows.iter().zip(told) {
+            let (expected, before, after) = model(variables);
+            assert_eq!(saves, usize::from(before != after), "{variables:?}");
+            assert_eq!(slot, expected.name(), "{variables:?}");
+            assert_eq!(stored, after, "{variables:?}");
+        }
+    }
+}
+
+#[test]
+fn a_real_u_boot_finds_the_confirmed_slot_by_its_mark_when_the_environment_is_lost() {
+    let Some(program) = real_u_boot() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for (text, mark) in MARKS {
+        let disk = disk(dir.path(), Some(text));
+        let rows = [
+            vec![],
+            vec![(names::SLOT, "x")],
+            vec![(names::TRIAL, "b"), (names::TRIES, "2")],
+            vec![(names::SLOT, "a")],
+        ];
+        let told = decide_for_real(&program, &disk, &rows);
+        for (variables, (saves, slot, stored)) in rows.iter().zip(told) {
+            let (expected, before, after) = model_with(variables, *mark);
+            let case = format!("{text:?}, {variables:?}");
+            assert_eq!(saves, usize::from(before != after), "{case}");
+            assert_eq!((&*slot, stored), (expected.name(), after), "{case}");
         }
     }
 }

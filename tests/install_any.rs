@@ -137,6 +137,9 @@ impl Bench {
             boot: None,
         };
         let bootloader = BootloaderConfig {
+            variables: fwupdated::config::BootVariables::Fwupdated,
+            partitions: [2, 3],
+            mark_file: None,
             kind: BootloaderKind::File,
             env_config: PathBuf::new(),
             lock_file: PathBuf::new(),

@@ -40,6 +40,15 @@ export SDK_INTEROP="${SDK_INTEROP:-required}"
 # The emulator's page is shown in Chromium. PAGE_TEST=optional lets that be skipped without it.
 export PAGE_TEST="${PAGE_TEST:-required}"
 
+step "U-Boot's sandbox build, for the boot script"
+if tests/uboot/sandbox.sh; then
+    export UBOOT_SANDBOX="${UBOOT_SANDBOX:-required}"
+elif [ $? -eq 75 ]; then
+    echo "SKIPPED: the boot script in a real U-Boot, because the source of U-Boot cannot be had here (see above)"
+else
+    exit 1
+fi
+
 step "make demo"
 if ! make --no-print-directory demo >target/demo.log 2>&1; then
     cat target/demo.log

@@ -17,15 +17,28 @@ need debugfs e2fsprogs
 if [ "$what" = --tests ]; then
     need fw_printenv libubootenv-tool
     need mkenvimage u-boot-tools
+    # tests/uboot/build.sh builds U-Boot.
+    need bison bison
+    need sfdisk fdisk
+    need flex flex
+    need swig swig
+    need bc bc
+    need iasl acpica-tools
+    need /usr/include/openssl/evp.h libssl-dev
+    need /usr/include/gnutls/gnutls.h libgnutls28-dev
     need minisign minisign
     need zstd zstd
     need xz xz-utils
     need bzip2 bzip2
     need openssl openssl
     need losetup mount
+    need strace strace
     need dbus-daemon dbus
     need systemd-analyze systemd
     need python3 python3
+    python3 -c 'import elftools' 2>/dev/null || packages+=(python3-pyelftools)
+    python3 -c 'import setuptools' 2>/dev/null || packages+=(python3-setuptools)
+    [ -n "$(find /usr/include -name Python.h -print -quit)" ] || packages+=(python3-dev)
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     need node nodejs
     need npm npm

@@ -70,9 +70,9 @@ fn succeed(command: &mut Command) -> Output {
 struct Loop(String);
 
 impl Loop {
-    fn over(backing: &Path) -> Option<Self> {
+    fn over(backing: &Path, sector: u32) -> Option<Self> {
         let output = Command::new("losetup")
-            .args(["-f", "--show"])
+            .args(["-f", "--show", "-b", &sector.to_string()])
             .arg(backing)
             .output();
         match output {
@@ -161,12 +161,12 @@ impl Place {
         places.push(Self::new(dir, "two files", &copies, None));
 
         let end = format!("-{SIZE:#x}");
-        for redundant in [false, true] {
+        for (redundant, sector) in [(false, 512), (true, 512), (true, 4096)] {
             let dir = tempfile::tempdir().unwrap();
             let backing = dir.path().join("disk");
             let length = 16 * SIZE;
             fs::write(&backing, vec![0; length]).unwrap();
-            let Some(device) = Loop::over(&backing) else {
+            let Some(device) = Loop::over(&backing, sector) else {
                 continue;
             };
             let path = PathBuf::from(&device.0);
@@ -174,10 +174,10 @@ impl Place {
                 (path.as_path(), (length - SIZE) as u64, &*end),
                 (path.as_path(), 0x1000, "4096"),
             ];
-            places.push(if redundant {
-                Self::new(dir, "two copies on a device", &copies, Some(device))
-            } else {
-                Self::new(dir, "one copy on a device", &copies[..1], Some(device))
+            places.push(match (redundant, sector) {
+                (false, _) => Self::new(dir, "one copy on a device", &copies[..1], Some(device)),
+                (true, 512) => Self::new(dir, "two copies on a device", &copies, Some(device)),
+                (true, _) => Self::new(dir, "two copies, 4 KiB sectors", &copies, Some(device)),
             });
         }
         places

@@ -45,6 +45,11 @@ fwup_dtb=firmware
 # booti starts a 64-bit Image, bootz a 32-bit zImage.
 fwup_start=booti
 
+# The second mark of the confirmed slot, for the day when the environment is lost: the partition, and the file on it that
+# bootloader.mark_file of fwupdated.toml names. `none`: no second mark; slot a boots then, confirmed or not.
+fwup_mark_part=boot
+fwup_mark=/fwupdated.slot
+
 # Added to what the firmware passes (cmdline.txt), which should have no root= of its own. panic= matters: a kernel
 # that cannot go on must restart, which costs the trial its next try. A kernel that hangs without a panic is the
 # hardware watchdog's business (RuntimeWatchdogSec= in systemd's system.conf).
@@ -54,10 +59,21 @@ fwup_args="ro rootwait panic=10"
 
 fwup_save=no
 
-# 1. Without a valid confirmed slot, slot a becomes it.
+# 1. Without a valid confirmed slot, the one that the mark names becomes it, else slot a.
 if test "x${fwupdated_slot}" != xa && test "x${fwupdated_slot}" != xb; then
-    echo "fwupdated: fwupdated_slot=${fwupdated_slot} is neither a nor b, slot a becomes the confirmed slot"
-    setenv fwupdated_slot a
+    setenv fwupdated_mark
+    if test ${fwup_mark} != none && part number ${fwup_disk_type} ${fwup_disk} ${fwup_mark_part} fwup_part; then
+        if load ${fwup_disk_type} ${fwup_disk}:${fwup_part} ${kernel_addr_r} ${fwup_mark}; then
+            # Nothing but this one variable is taken from the file.
+            env import -t ${kernel_addr_r} ${filesize} fwupdated_mark
+        fi
+    fi
+    if test "x${fwupdated_mark}" != xb; then
+        setenv fwupdated_mark a
+    fi
+    echo "fwupdated: fwupdated_slot=${fwupdated_slot} is neither a nor b, slot ${fwupdated_mark} becomes the confirmed slot"
+    setenv fwupdated_slot ${fwupdated_mark}
+    setenv fwupdated_mark
     fwup_save=yes
 fi
 fwup_slot=${fwupdated_slot}

@@ -361,8 +361,25 @@ fn bootloader(raw: &RawBootloader) -> Checked<BootloaderConfig> {
         }
         BootloaderKind::File => {}
     }
+    let [a, b] = raw.partitions;
+    if a == b || a == 0 || b == 0 {
+        return Err(Wrong::new(
+            "bootloader.partitions",
+            format!("is [{a}, {b}]; it must be two different partition numbers, slot a's first"),
+        ));
+    }
+    let mark_file = path("bootloader.mark_file", &raw.mark_file)?;
+    if mark_file.is_some() && raw.variables != BootVariables::Fwupdated {
+        return Err(Wrong::new(
+            "bootloader.mark_file",
+            "is only for bootloader.variables = \"fwupdated\", whose boot script reads it; take it out",
+        ));
+    }
     Ok(BootloaderConfig {
         kind: raw.kind,
+        variables: raw.variables,
+        partitions: raw.partitions,
+        mark_file,
         env_config: needed_path("bootloader.env_config", &raw.env_config)?,
         lock_file: needed_path("bootloader.lock_file", &raw.lock_file)?,
         tries: number("bootloader.tries", raw.tries, 1..=9)?,

@@ -8,7 +8,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::valid::{BootloaderKind, HubTransport};
+use super::valid::{BootVariables, BootloaderKind, HubTransport};
 
 /// A duration as written: `"30s"`, `"5m"`, `"1h30m"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,6 +174,9 @@ section! {
         kind: BootloaderKind = BootloaderKind::Uboot,
         env_config: String = "/etc/fw_env.config".to_owned(),
         lock_file: String = "/var/lock/fw_printenv.lock".to_owned(),
+        variables: BootVariables = BootVariables::Fwupdated,
+        partitions: [u32; 2] = [2, 3],
+        mark_file: String = String::new(),
         tries: u8 = 3,
         booted_file: String = String::new(),
         reboot_command: Vec<String> = Vec::new(),

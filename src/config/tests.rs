@@ -381,6 +381,14 @@ fn values_out_of_range_are_located_where_they_were_last_given() {
             "f:5:10: slots.b.boot is the same partition as slots.a.rootfs (/dev/x)",
         ),
         (
+            "bootloader.partitions = [3, 3]",
+            "f:1:25: bootloader.partitions is [3, 3]; it must be two different",
+        ),
+        (
+            "[bootloader]\nvariables = 'rauc'\nmark_file = '/boot/x'",
+            "f:3:13: bootloader.mark_file is only for bootloader.variables = \"fwupdated\"",
+        ),
+        (
             "bootloader.reboot_command = ['reboot']",
             "f:1:29: bootloader.reboot_command is only for bootloader.kind",
         ),

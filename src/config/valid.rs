@@ -153,6 +153,18 @@ pub enum BootloaderKind {
     File,
 }
 
+/// Whose variables hold the decision in U-Boot's environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootVariables {
+    /// Ours, as `packaging/uboot/boot.cmd` reads them.
+    Fwupdated,
+    /// RAUC's: `BOOT_ORDER`, `BOOT_A_LEFT`, `BOOT_B_LEFT`.
+    Rauc,
+    /// Mender's: `mender_boot_part`, `upgrade_available`, `bootcount`.
+    Mender,
+}
+
 /// `[bootloader]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootloaderConfig {
@@ -162,6 +174,12 @@ pub struct BootloaderConfig {
     pub env_config: PathBuf,
     /// Lock shared with `fw_printenv`. Default `/var/lock/fw_printenv.lock`.
     pub lock_file: PathBuf,
+    /// Whose variables. Default ours.
+    pub variables: BootVariables,
+    /// Partition numbers of the slots a and b, for Mender's variables. Default 2 and 3.
+    pub partitions: [u32; 2],
+    /// A file on the boot partition that names the confirmed slot too. Default none.
+    pub mark_file: Option<PathBuf>,
     /// Boots that a trial gets. Default 3.
     pub tries: u8,
     /// Only for `kind = "file"`: a file of two lines, `slot=a` and `boot_id=...`.

@@ -57,7 +57,12 @@ async fn examine(config: &Config, wrong: Option<&Failure>, socket: &Path) -> Vec
         .as_ref()
         .and_then(|seen| Some(seen.as_ref().ok()?.booted));
     findings.extend(slots::judge(&slots));
-    let bootloader = bootloader::gather(&config.bootloader, booted, state.machine());
+    let bootloader = bootloader::gather(
+        &config.bootloader,
+        &config.state.directory,
+        booted,
+        state.machine(),
+    );
     findings.extend(bootloader::judge(&bootloader));
     findings.extend(state::judge(&state));
 

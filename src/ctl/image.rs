@@ -105,7 +105,7 @@ pub struct BuildArgs {
     /// zstd level, up to 22
     #[arg(long, default_value_t = crate::image::limits::DEFAULT_LEVEL, allow_negative_numbers = true)]
     level: i32,
-    /// Average size of a chunk, like 8K [default: 8K, more for large images]
+    /// Average size of a chunk, like 16K [default: 16K, more for large images]
     #[arg(long, value_name = "S", value_parser = parse_size)]
     chunk_size: Option<u32>,
     /// Threads that compress [default: one for each processor]

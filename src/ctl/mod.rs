@@ -11,6 +11,7 @@ pub mod local;
 
 mod output;
 mod progress;
+mod restore_env;
 
 use std::{
     path::{Path, PathBuf},
@@ -62,6 +63,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write a lost U-Boot environment anew, from the copy that the daemon saved
+    RestoreEnv(restore_env::RestoreEnv),
     /// Check the configuration
     Config {
         #[command(subcommand)]
@@ -111,6 +114,10 @@ pub fn main() -> ExitCode {
             let socket = socket.unwrap_or_else(|| config.control.socket.clone());
             on_runtime(doctor::run(&config, wrong.as_ref(), &socket, json))
         }
+        Command::RestoreEnv(command) => match for_this_device(config) {
+            Ok(config) => restore_env::run(&command, &config),
+            Err(error) => failed(&error, exit::USAGE),
+        },
         Command::Config {
             command: ConfigCommand::Check { file },
         } => check_config(file.as_deref().or(config)),

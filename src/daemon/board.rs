@@ -47,8 +47,7 @@ impl Board {
         let slots =
             Slots::open(slots_config, &config.bootloader).map_err(|error| Failure::from(&error))?;
         let booted = slots.booted().map_err(|error| Failure::from(&error))?;
-        let bootloader =
-            UbootBootloader::new(&config.bootloader.env_config, &config.bootloader.lock_file);
+        let bootloader = UbootBootloader::configured(&config.bootloader, &config.state.directory);
         let stand_in = config.bootloader.kind == BootloaderKind::File;
         Ok(Arc::new(Self {
             slots,

@@ -84,8 +84,8 @@ pub fn check(
     let running = board.booted.slot;
     if boot.confirmed != running {
         let text = format!(
-            "slot {running} runs, but the bootloader's confirmed slot is {}; reboot, or set fwupdated_slot with \
-             fw_setenv to the slot you trust",
+            "slot {running} runs, but the bootloader's confirmed slot is {}; reboot, or set the bootloader's \
+             variables to the slot you trust (fw_setenv fwupdated_slot)",
             boot.confirmed
         );
         return Err(refuse(409)(Failure::new(

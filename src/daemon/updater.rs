@@ -228,6 +228,9 @@ impl Updater {
         let config = self.config.clone();
         let look = move || {
             let board = Board::open(&config)?;
+            if let Err(failure) = board.with_bootloader(|b| b.running(board.booted.slot)) {
+                warn!(fwupdated_error_code = failure.code, "{failure}");
+            }
             let boot_state = board.boot_state()?;
             Ok::<_, Failure>((board, boot_state))
         };

@@ -35,7 +35,7 @@ pub const MAX_LIST: usize = 64;
 pub const MAX_PREFIX: u32 = 1024 * 1024;
 
 /// Raw bytes before a chunk that `image build` lets it refer to, unless told otherwise.
-pub const DEFAULT_PREFIX: u32 = 64 * 1024;
+pub const DEFAULT_PREFIX: u32 = 192 * 1024;
 
 /// Chunks end where a hole begins, and holes are whole blocks of this many bytes of zeros.
 pub const BLOCK: usize = 4096;
@@ -53,7 +53,7 @@ pub const MIN_AVERAGE: u32 = 2 * 1024;
 pub const MAX_AVERAGE: u32 = 256 * 1024;
 
 /// Average size of a chunk when none is given, in bytes, as long as [`AUTO_CHUNKS`] allow it.
-pub const DEFAULT_AVERAGE: u32 = 8 * 1024;
+pub const DEFAULT_AVERAGE: u32 = 16 * 1024;
 
 /// Without a size given, chunks are made so large that there are about so many: a device keeps the index in memory.
 pub const AUTO_CHUNKS: u64 = 150_000;

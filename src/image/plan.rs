@@ -13,9 +13,9 @@ const REQUEST_COSTS: u64 = 4 << 10;
 /// So many requests are fine, whatever they cost.
 const MAX_RUNS: usize = 400;
 /// For fewer requests, gaps up to this many bytes are fetched along ...
-const LARGE_GAP: u64 = 16 << 10;
-/// ... and larger ones as long as all gaps together are at most this share of what is needed, in percent.
-const EXTRA_PERCENT: u64 = 2;
+const LARGE_GAP: u64 = 64 << 10;
+/// ... as long as all gaps together are at most this share of what is needed, in percent.
+const EXTRA_PERCENT: u64 = 6;
 /// From this share of all frames on, in percent, one stream is better than many requests.
 const WHOLE_PERCENT: u64 = 85;
 
@@ -129,8 +129,13 @@ fn largest_gap(runs: &[Run], needed: u64) -> u64 {
     for gap in gaps {
         let few = left <= MAX_RUNS;
         let dear = (extra + gap) * 100 > needed * EXTRA_PERCENT;
-        if gap > REQUEST_COSTS && (few || gap > LARGE_GAP && dear) {
-            break;
+        if gap > REQUEST_COSTS && (few || dear || gap > LARGE_GAP) {
+            // All gaps of one length are closed, or none.
+            return if gap == largest && dear {
+                gap - 1
+            } else {
+                largest
+            };
         }
         (left, extra, largest) = (left - 1, extra + gap, gap);
     }

@@ -567,6 +567,9 @@ mod tests {
                 }
             };
             let bootloader = BootloaderConfig {
+                variables: crate::config::BootVariables::Fwupdated,
+                partitions: [2, 3],
+                mark_file: None,
                 kind,
                 env_config: PathBuf::new(),
                 lock_file: PathBuf::new(),

@@ -204,7 +204,7 @@ impl StateFile {
 }
 
 /// Writes aside, syncs, renames, syncs the folder. A failure leaves no litter that takes up space.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     replace_and(sync_folder, path, bytes)
 }
 

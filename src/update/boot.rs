@@ -161,7 +161,10 @@ pub fn resume(
         }
 
         State::Trial(written) if in_target => trial_or_unexplained(written, booted, boot, id),
-        State::Trial(written) => {
+        // Found healthy or not: the confirmation never came to be, and the tries were used up.
+        State::Trial(written) | State::Confirming(written)
+            if !in_target && boot.confirmed == booted.slot =>
+        {
             let failure = Failure::new(
                 "trial-not-confirmed",
                 Class::Final,
@@ -191,10 +194,10 @@ pub fn resume(
         // Found healthy in an earlier run of this boot or of one before; the health gate decides again
         // after a reboot, since what was healthy then may not be now.
         State::Confirming(written) if in_target => trial_or_unexplained(written, booted, boot, id),
-        State::Confirming(written) => {
+        State::Trial(written) | State::Confirming(written) => {
             let failure = disagreement(
                 booted.slot,
-                &format!("slot {} was being confirmed", written.job.target),
+                &format!("slot {} was confirmed", written.job.target),
             );
             abandon(
                 written,

@@ -38,8 +38,17 @@ pub trait Bootloader: Send {
     /// When the environment cannot be read or both its copies are bad.
     fn state(&self) -> Result<BootState, Failure>;
 
-    /// `slot` is about to be written: no boot may choose it. Ends a trial of that slot. Writes nothing
-    /// when that is so already.
+    /// `slot` runs and the daemon with it: a bootloader that counts the confirmed slot's boots too begins again.
+    /// Called at each start, before the decision is read.
+    ///
+    /// # Errors
+    /// When the environment cannot be read or written.
+    fn running(&mut self, _slot: Slot) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// `slot` is about to be written: no boot may choose it, also not when what is in force now is damaged later.
+    /// Ends a trial of that slot. Writes nothing when all that is so already.
     ///
     /// # Errors
     /// When `slot` is the confirmed one ([`SLOT_IS_CONFIRMED`]), or the environment cannot be written.

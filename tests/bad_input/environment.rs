@@ -35,13 +35,13 @@ const BREAKAGES: [Breakage; 9] = [
             }
         },
         code: "env-no-good-copy",
-        advice: "restore the environment",
+        advice: "fwupdatectl restore-env",
     },
     Breakage {
         name: "erased",
         apply: |device| fs::write(device.dir.join("uboot.env"), [0xff; 0x8000]).unwrap(),
         code: "env-no-good-copy",
-        advice: "restore the environment",
+        advice: "fwupdatectl restore-env",
     },
     Breakage {
         name: "missing",

@@ -6,7 +6,7 @@ use nix::sys::statfs::{MSDOS_SUPER_MAGIC, statfs};
 
 use super::finding::Finding;
 use crate::{
-    config::{BootloaderConfig, BootloaderKind},
+    config::{BootVariables, BootloaderConfig, BootloaderKind},
     platform::uboot_env::{CopyState, EnvError, EnvLocation, UbootBootloader, inspect},
     update::{
         failure::Failure,
@@ -76,6 +76,7 @@ impl Medium {
 
 pub(super) fn gather(
     config: &BootloaderConfig,
+    state_directory: &Path,
     booted: Option<Slot>,
     machine: Option<State>,
 ) -> Facts {
@@ -93,10 +94,11 @@ pub(super) fn gather(
         .as_ref()
         .is_ok_and(|copies| copies.iter().any(is_good));
     // Only then: reading takes the lock, which nobody should make for nothing.
-    let state =
-        readable.then(|| UbootBootloader::new(&config.env_config, &config.lock_file).state());
+    let state = readable.then(|| UbootBootloader::configured(config, state_directory).state());
     let command_line = match config.kind {
-        BootloaderKind::Uboot => fs::read_to_string("/proc/cmdline").ok(),
+        BootloaderKind::Uboot if config.variables == BootVariables::Fwupdated => {
+            fs::read_to_string("/proc/cmdline").ok()
+        }
         _ => None,
     };
     Facts {

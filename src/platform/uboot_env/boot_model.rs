@@ -4,16 +4,22 @@
 use super::{codec::Env, names};
 use crate::update::slot::Slot;
 
+/// [`boot_decision_with_mark`] on a board without a mark file.
+pub fn boot_decision(env: &mut Env) -> Slot {
+    boot_decision_with_mark(env, None)
+}
+
 /// Picks the slot to boot and changes the environment as the script does before it saves it:
 ///
-/// 1. without a valid confirmed slot, slot a becomes it;
+/// 1. without a valid confirmed slot, the one that the mark file names becomes it, else slot a;
 /// 2. a trial of the other slot with tries left costs one try and boots that slot;
 /// 3. a trial that is used up or makes no sense ends, and the confirmed slot boots.
-pub fn boot_decision(env: &mut Env) -> Slot {
+pub fn boot_decision_with_mark(env: &mut Env, mark: Option<Slot>) -> Slot {
     let slot = |env: &Env, name: &str| env.get(name).and_then(|value| value.parse::<Slot>().ok());
     let confirmed = slot(env, names::SLOT).unwrap_or_else(|| {
-        put(env, names::SLOT, Slot::A.name());
-        Slot::A
+        let marked = mark.unwrap_or(Slot::A);
+        put(env, names::SLOT, marked.name());
+        marked
     });
     let trial = slot(env, names::TRIAL).filter(|trial| *trial != confirmed);
     // One digit and nothing else: the script knows no other numbers.

@@ -13,6 +13,11 @@ use std::fmt;
 
 /// Bytes of the CRC.
 const CRC: usize = 4;
+/// Where the flags byte is in a redundant copy.
+pub(super) const FLAGS_AT: u64 = CRC as u64;
+/// Boolean flags: the copy in force, and one that no longer is (U-Boot, `include/env_internal.h`).
+pub(super) const FLAG_ACTIVE: u8 = 1;
+pub(super) const FLAG_OBSOLETE: u8 = 0;
 
 /// The variables, in the order in which they stand.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -69,6 +74,18 @@ impl Env {
         self.variables
             .iter()
             .filter_map(move |(name, value)| Some((text(name)?, text(value)?)))
+    }
+
+    /// How many variables there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.variables.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.variables.is_empty()
     }
 
     fn put(&mut self, name: Vec<u8>, value: Vec<u8>) {
@@ -147,13 +164,27 @@ pub fn encode(copy: &Copy, size: usize, redundant: bool) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Which of two good copies, by their flags, is in force: 0 or 1 (U-Boot, `env_check_redund`).
+/// What the flags byte counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlagScheme {
+    /// Writes, modulo 256: everywhere but on NOR flash.
+    Counter,
+    /// 1 in the copy in force, 0 in the other, 255 in an erased one.
+    Boolean,
+}
+
+/// Which of two good copies, by their flags, is in force: 0 or 1 (U-Boot, `env_check_redund` and
+/// `tools/env/fw_env.c`).
 #[must_use]
-pub fn newer(flags: [u8; 2]) -> usize {
-    match flags {
-        [255, 0] => 1,
-        [0, 255] => 0,
-        [first, second] => usize::from(second > first),
+pub fn newer(flags: [u8; 2], scheme: FlagScheme) -> usize {
+    match (scheme, flags) {
+        (FlagScheme::Boolean, [first, second]) => {
+            let replaced = first == FLAG_OBSOLETE && second == FLAG_ACTIVE;
+            usize::from(replaced || (first != 255 && second == 255))
+        }
+        (FlagScheme::Counter, [255, 0]) => 1,
+        (FlagScheme::Counter, [0, 255]) => 0,
+        (FlagScheme::Counter, [first, second]) => usize::from(second > first),
     }
 }
 
@@ -188,12 +219,30 @@ mod tests {
 
     #[test]
     fn the_flags_count_up_and_wrap() {
+        let newer = |flags| newer(flags, FlagScheme::Counter);
         assert_eq!(newer([1, 2]), 1);
         assert_eq!(newer([2, 1]), 0);
         assert_eq!(newer([127, 128]), 1, "unsigned");
         assert_eq!(newer([255, 0]), 1);
         assert_eq!(newer([0, 255]), 0);
         assert_eq!(newer([5, 5]), 0);
+    }
+
+    #[test]
+    fn boolean_flags_are_read_as_fw_env_reads_them() {
+        for (flags, expected) in [
+            ([1, 0], 0),
+            ([0, 1], 1),
+            ([1, 1], 0),
+            ([0, 0], 0),
+            ([255, 1], 0),
+            ([1, 255], 1),
+            ([0, 255], 1),
+            ([255, 255], 0),
+            ([7, 1], 0),
+        ] {
+            assert_eq!(newer(flags, FlagScheme::Boolean), expected, "{flags:?}");
+        }
     }
 
     #[test]

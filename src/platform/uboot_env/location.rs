@@ -15,7 +15,7 @@ const MAX_SIZE: u64 = 1 << 20;
 /// One copy's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Area {
-    /// Block device or regular file.
+    /// Block device, regular file, or raw flash (`/dev/mtdN`).
     pub device: PathBuf,
     /// Its first byte; negative: from the end of the device.
     pub offset: i64,

@@ -1,48 +1,54 @@
 //! THE BOOT SLOT IS CHANGED HERE: in the U-Boot environment, byte-compatible with U-Boot, `fw_printenv`
 //! and `fw_setenv`.
 //!
-//! | variable | meaning |
+//! | variable of ours | meaning |
 //! |---|---|
 //! | `fwupdated_slot` | `a` or `b`: the confirmed slot |
 //! | `fwupdated_trial` | the slot on trial; absent otherwise |
 //! | `fwupdated_tries` | boots left in this trial |
 //! | `fwupdated_job` | the update that armed it: its id and, behind a blank, its version |
 //!
-//! Each decision is **one** write ([`UbootEnv::update`]), read back before it counts. How the boot script
-//! reads them: [`boot_decision`].
+//! Each decision is **one** write ([`UbootEnv::update`]), read back before it counts. Before a slot is written, the
+//! older copy too is brought to say what is in force ([`UbootEnv::forget_older`]). How the boot script
+//! reads them: [`boot_decision`]. Boards that boot with RAUC's or Mender's scripts: [`variables`]. What is left when
+//! the environment is lost: [`marks`], [`restore`].
 
 mod boot_model;
 pub mod codec;
+mod flash;
 mod inspect;
 mod location;
+mod marks;
+mod restore;
 mod store;
+mod variables;
 
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 pub use self::{
-    boot_model::boot_decision,
+    boot_model::{boot_decision, boot_decision_with_mark},
     codec::{Env, VariableError},
     inspect::{CopySeen, CopyState, inspect},
     location::{Area, EnvLocation, LocationError},
+    marks::{BACKUP, MARK, MarkError},
+    restore::{Restored, SourceError},
     store::{EnvError, UbootEnv},
+    variables::own::names,
 };
-use crate::update::{
-    failure::{Class, Coded, Failure},
-    ports::{BootState, Bootloader, PendingTrial, SLOT_IS_CONFIRMED},
-    slot::Slot,
+use self::{
+    marks::Marks,
+    variables::{Change, Variables, decide, scheme},
 };
-
-/// The variables' names.
-pub mod names {
-    /// The confirmed slot.
-    pub const SLOT: &str = "fwupdated_slot";
-    /// The slot on trial.
-    pub const TRIAL: &str = "fwupdated_trial";
-    /// Boots left in the trial.
-    pub const TRIES: &str = "fwupdated_tries";
-    /// The update that armed the trial.
-    pub const JOB: &str = "fwupdated_job";
-}
+use crate::{
+    config::{BootVariables, BootloaderConfig, BootloaderKind},
+    update::{
+        failure::{Class, Coded, Failure},
+        ports::{BootState, Bootloader, SLOT_IS_CONFIRMED},
+        slot::Slot,
+    },
+};
 
 /// Why the bootloader's decision cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -50,62 +56,120 @@ pub enum BootloaderError {
     /// The environment itself.
     #[error(transparent)]
     Env(#[from] EnvError),
-    /// Our variables were never set.
+    /// The variables were never set.
     #[error(
-        "the U-Boot environment has no {}; this board was not set up for fwupdated. Install the boot script, then \
-         run `fw_setenv {} a` (the slot that runs)",
-        names::SLOT,
-        names::SLOT
+        "the U-Boot environment has no {0}; this board was not set up for fwupdated. Install the boot script, then \
+         run `fw_setenv {0} {first}` (the slot that runs)",
+        first = if *.0 == names::SLOT { "a" } else { "NUMBER" }
     )]
-    NotInitialised,
-    /// A variable of ours has a value that it cannot have.
+    NotInitialised(&'static str),
+    /// A variable has a value that it cannot have.
     #[error(
-        "the U-Boot variable {name} is `{value}`, it must be a or b; correct it with fw_setenv"
+        "the U-Boot variable {name} is `{value}`, it must be {allowed}; correct it with fw_setenv"
     )]
     Invalid {
         /// Its name.
         name: &'static str,
         /// Its value.
         value: String,
+        /// What it may be.
+        allowed: String,
     },
+    /// The board's U-Boot would never end a trial.
+    #[error(
+        "the U-Boot environment has no {0}, so a trial would never end; nothing was changed. Restore the variables of \
+         the board's U-Boot (`env default` there, or u-boot-initial-env), or choose other bootloader.variables"
+    )]
+    NoFallback(&'static str),
     /// A change that would take the confirmed slot away.
     #[error("slot {0} is the confirmed slot and cannot be disabled or put on trial")]
     Confirmed(Slot),
+    /// A second mark of the confirmed slot is wrong and cannot be put right.
+    #[error(
+        "{} still names slot {slot} as the confirmed one, so slot {slot} is not written: if the environment were lost, \
+         it would boot half written. Make the file writable (mount the partition read-write, ReadWritePaths= of \
+         the unit), or remove it", .file.display()
+    )]
+    StaleMark {
+        /// The mark.
+        file: PathBuf,
+        /// The slot that was to be written.
+        slot: Slot,
+    },
+    /// The file to restore from.
+    #[error(transparent)]
+    Source(SourceError),
+}
+
+impl BootloaderError {
+    fn invalid(name: &'static str, value: &str, allowed: &str) -> Self {
+        Self::Invalid {
+            name,
+            value: value.chars().take(20).collect(),
+            allowed: allowed.to_owned(),
+        }
+    }
 }
 
 impl Coded for BootloaderError {
     fn code(&self) -> &'static str {
         match self {
             Self::Env(error) => error.code(),
-            Self::NotInitialised => "bootloader-not-initialised",
+            Self::NotInitialised(_) => "bootloader-not-initialised",
             Self::Invalid { .. } => "bootloader-invalid",
+            Self::NoFallback(_) => "bootloader-no-fallback",
             Self::Confirmed(_) => SLOT_IS_CONFIRMED,
+            Self::StaleMark { .. } => "bootloader-mark-stale",
+            Self::Source(_) => "env-source",
         }
     }
 
     fn class(&self) -> Class {
         match self {
             Self::Env(error) => error.class(),
-            Self::NotInitialised | Self::Invalid { .. } | Self::Confirmed(_) => Class::Final,
+            Self::StaleMark { .. } => Class::Wait,
+            Self::NotInitialised(_)
+            | Self::Invalid { .. }
+            | Self::NoFallback(_)
+            | Self::Confirmed(_)
+            | Self::Source(_) => Class::Final,
         }
     }
 }
 
 /// The port [`Bootloader`] over a U-Boot environment.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct UbootBootloader {
     config: PathBuf,
     lock: PathBuf,
+    variables: Box<dyn Variables>,
+    marks: Marks,
 }
 
 impl UbootBootloader {
-    /// The environment that the file `config` (`fw_env.config`) names, under the lock file `lock`. Touches
-    /// nothing; both are looked at anew at each call.
+    /// The environment that the file `config` (`fw_env.config`) names, under the lock file `lock`, with our own
+    /// variables and no second mark. Touches nothing; both are looked at anew at each call.
     #[must_use]
     pub fn new(config: &Path, lock: &Path) -> Self {
         Self {
             config: config.to_owned(),
             lock: lock.to_owned(),
+            variables: scheme(BootVariables::Fwupdated, [0; 2]),
+            marks: Marks::default(),
+        }
+    }
+
+    /// What the configuration says, with the saved environment in `state_directory`. Touches nothing.
+    #[must_use]
+    pub fn configured(config: &BootloaderConfig, state_directory: &Path) -> Self {
+        Self {
+            variables: scheme(config.variables, config.partitions),
+            marks: Marks {
+                mark_file: config.mark_file.clone(),
+                apart_from_root: config.kind != BootloaderKind::File,
+                backup: Some(state_directory.join(BACKUP)),
+            },
+            ..Self::new(&config.env_config, &config.lock_file)
         }
     }
 
@@ -113,104 +177,74 @@ impl UbootBootloader {
         Ok(UbootEnv::new(EnvLocation::read(&self.config)?, &self.lock))
     }
 
-    /// One decision: `change` may refuse, and then nothing is written.
-    fn decide(
-        &self,
-        change: impl FnOnce(&mut Env) -> Result<(), BootloaderError>,
-    ) -> Result<(), Failure> {
-        let decided = || -> Result<(), BootloaderError> {
-            self.env()?.update(|env| {
-                let before = env.clone();
-                let changed = change(env);
-                if changed.is_err() {
-                    *env = before;
-                }
-                changed
-            })?
-        };
-        decided().map_err(|error| Failure::from(&error))
+    fn variables(&self) -> &dyn Variables {
+        self.variables.as_ref()
     }
-}
 
-fn slot_in(env: &Env, name: &'static str) -> Result<Option<Slot>, BootloaderError> {
-    let Some(value) = env.get(name) else {
-        return Ok(None);
-    };
-    let invalid = |_| BootloaderError::Invalid {
-        name,
-        value: value.chars().take(20).collect(),
-    };
-    value.parse().map(Some).map_err(invalid)
-}
+    /// One decision in one write; when it is refused, nothing is written. The second marks follow it.
+    fn decide(&self, change: Change<'_>) -> Result<(), BootloaderError> {
+        let env = self.env()?;
+        let changed = env.update(|env| -> Result<Env, BootloaderError> {
+            decide(self.variables(), env, change)?;
+            Ok(env.clone())
+        })??;
+        // During a trial they stay what they are.
+        if !matches!(change, Change::ArmTrial { .. }) {
+            for error in self.marks.refresh(self.variables(), &changed, env.size()) {
+                warn!("a second mark of the confirmed slot is not up to date: {error}");
+            }
+        }
+        match change {
+            Change::MarkBad(slot) => self.forget(slot, &env),
+            _ => Ok(()),
+        }
+    }
 
-fn confirmed(env: &Env) -> Result<Slot, BootloaderError> {
-    slot_in(env, names::SLOT)?.ok_or(BootloaderError::NotInitialised)
-}
-
-fn state(env: &Env) -> Result<BootState, BootloaderError> {
-    let confirmed = confirmed(env)?;
-    // A trial of the confirmed slot is none: the boot script ends it.
-    let trial = slot_in(env, names::TRIAL)?
-        .filter(|slot| *slot != confirmed)
-        .map(|slot| PendingTrial {
-            slot,
-            tries_left: env
-                .get(names::TRIES)
-                .and_then(|tries| tries.parse().ok())
-                .unwrap_or(0),
-            job: env.get(names::JOB).map(str::to_owned),
-        });
-    Ok(BootState { confirmed, trial })
-}
-
-fn end_trial(env: &mut Env) {
-    for name in [names::TRIAL, names::TRIES, names::JOB] {
-        env.remove(name);
+    /// Before `slot` is written: nothing that may come into force one day still names it, neither the older copy of
+    /// the environment nor a second mark.
+    fn forget(&self, slot: Slot, env: &UbootEnv) -> Result<(), BootloaderError> {
+        env.forget_older()?;
+        match self.marks.naming(self.variables(), slot) {
+            Some(file) => Err(BootloaderError::StaleMark {
+                file: file.to_owned(),
+                slot,
+            }),
+            None => Ok(()),
+        }
     }
 }
 
 impl Bootloader for UbootBootloader {
     fn state(&self) -> Result<BootState, Failure> {
-        let read = || -> Result<BootState, BootloaderError> { state(&self.env()?.read()?) };
-        read().map_err(|error| Failure::from(&error))
+        let read = || self.variables.state(&self.env()?.read()?);
+        read().map_err(|error: BootloaderError| Failure::from(&error))
+    }
+
+    fn running(&mut self, slot: Slot) -> Result<(), Failure> {
+        self.decide(Change::Running(slot))
+            .map_err(|error| Failure::from(&error))
     }
 
     fn mark_bad(&mut self, slot: Slot) -> Result<(), Failure> {
-        self.decide(|env| {
-            if confirmed(env)? == slot {
-                return Err(BootloaderError::Confirmed(slot));
-            }
-            end_trial(env);
-            Ok(())
-        })
+        self.decide(Change::MarkBad(slot))
+            .map_err(|error| Failure::from(&error))
     }
 
     fn arm_trial(&mut self, slot: Slot, tries: u8, job: &str) -> Result<(), Failure> {
-        self.decide(|env| {
-            if confirmed(env)? == slot {
-                return Err(BootloaderError::Confirmed(slot));
-            }
-            let set =
-                |env: &mut Env, name, value: &str| env.set(name, value).map_err(EnvError::from);
-            set(env, names::TRIAL, slot.name())?;
-            set(env, names::TRIES, &tries.to_string())?;
-            set(env, names::JOB, job)?;
-            Ok(())
-        })
+        self.decide(Change::ArmTrial { slot, tries, job })
+            .map_err(|error| Failure::from(&error))
     }
 
     fn mark_good(&mut self, slot: Slot) -> Result<(), Failure> {
-        self.decide(|env| {
-            env.set(names::SLOT, slot.name()).map_err(EnvError::from)?;
-            end_trial(env);
-            Ok(())
-        })
+        self.decide(Change::MarkGood(slot))
+            .map_err(|error| Failure::from(&error))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::update::ports::PendingTrial;
 
     fn bootloader(dir: &Path, variables: &[(&str, &str)]) -> UbootBootloader {
         let file = dir.join("env");
@@ -279,6 +313,59 @@ mod tests {
             bootloader.env().unwrap().read().unwrap().get("bootcmd"),
             Some("x")
         );
+    }
+
+    #[test]
+    fn each_preset_decides_in_one_write_and_before_a_slot_is_written_no_copy_names_it() {
+        let initial = [
+            (BootVariables::Fwupdated, &[("fwupdated_slot", "a")][..]),
+            (BootVariables::Rauc, &[("BOOT_ORDER", "A B")]),
+            (
+                BootVariables::Mender,
+                &[("mender_boot_part", "2"), ("altbootcmd", "run x")],
+            ),
+        ];
+        for (variables, initial) in initial {
+            let dir = tempfile::tempdir().unwrap();
+            let mut bootloader = bootloader(dir.path(), initial);
+            bootloader.variables = scheme(variables, [2, 3]);
+            let (mut confirmed, mut before) = (Slot::A, bytes(dir.path()));
+            for update in 0..4 {
+                let spare = confirmed.other();
+                bootloader.running(confirmed).unwrap();
+                bootloader.mark_bad(spare).unwrap();
+                let marked = bytes(dir.path());
+                for bad in [0x100, 0x1100] {
+                    let mut torn = marked.clone();
+                    torn[bad] ^= 1;
+                    std::fs::write(dir.path().join("env"), torn).unwrap();
+                    let state = bootloader.state().unwrap();
+                    assert_eq!((state.confirmed, state.trial), (confirmed, None));
+                }
+                std::fs::write(dir.path().join("env"), &marked).unwrap();
+                if update == 0 {
+                    bootloader.mark_bad(spare).unwrap();
+                    assert_eq!(bytes(dir.path()), marked, "so already: {variables:?}");
+                }
+                before = marked;
+                for good in [false, true] {
+                    if good {
+                        bootloader.mark_good(spare).unwrap();
+                    } else {
+                        bootloader.arm_trial(spare, 3, "u1").unwrap();
+                    }
+                    let after = bytes(dir.path());
+                    let halves = [0..0x1000, 0x1000..0x2000];
+                    let changed = |half: &&std::ops::Range<usize>| {
+                        before[(*half).clone()] != after[(*half).clone()]
+                    };
+                    assert_eq!(halves.iter().filter(changed).count(), 1, "{variables:?}");
+                    before = after;
+                }
+                confirmed = spare;
+            }
+            assert_eq!(bytes(dir.path()), before);
+        }
     }
 
     #[test]

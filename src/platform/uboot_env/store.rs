@@ -20,7 +20,8 @@ use nix::{
 };
 
 use super::{
-    codec::{self, Copy, Env, VariableError},
+    codec::{self, Copy, Env, FLAG_ACTIVE, FlagScheme, VariableError},
+    flash::{self, Flash as _, Mtd},
     location::{Area, EnvLocation, LocationError},
 };
 use crate::{
@@ -69,7 +70,8 @@ pub enum EnvError {
     /// No copy has a right CRC.
     #[error(
         "no good copy of the U-Boot environment at {places}; nothing was written. Check fw_env.config against the \
-         board's U-Boot; if they agree, restore the environment with `fw_setenv -f` or write it from U-Boot (saveenv)"
+         board's U-Boot; if they agree, the environment is lost: write it anew from the saved copy with \
+         `fwupdatectl restore-env`"
     )]
     NoGoodCopy {
         /// Devices and offsets.
@@ -96,7 +98,9 @@ pub enum EnvError {
     )]
     Full(usize),
     /// There is an environment already.
-    #[error("there is a good U-Boot environment already; it is not overwritten")]
+    #[error(
+        "there is a good U-Boot environment already; it is not overwritten; change it with fw_setenv"
+    )]
     Exists,
     /// A name or value that cannot be stored.
     #[error(transparent)]
@@ -148,6 +152,10 @@ struct Loaded {
     index: usize,
     /// It.
     copy: Copy,
+    /// What the other copy says, if it is good.
+    older: Option<Env>,
+    /// What the flags mean.
+    scheme: FlagScheme,
 }
 
 impl UbootEnv {
@@ -175,38 +183,72 @@ impl UbootEnv {
     /// [`EnvError`]: the variables of before are then still in force.
     pub fn update<T>(&self, change: impl FnOnce(&mut Env) -> T) -> Result<T, EnvError> {
         let _lock = self.lock(LOCK_LIMIT)?;
-        let Loaded { index, copy } = self.load()?;
-        let mut env = copy.env.clone();
+        let loaded = self.load()?;
+        let mut env = loaded.copy.env.clone();
         let result = change(&mut env);
-        if env != copy.env {
-            let (index, flags) = if self.location.is_redundant() {
-                (1 - index, copy.flags.wrapping_add(1))
-            } else {
-                (0, 0)
-            };
-            self.store(index, &Copy { flags, env })?;
+        if env != loaded.copy.env {
+            self.replace(&loaded, env)?;
         }
         Ok(result)
     }
 
-    /// Writes a first environment where there is no good copy: for a new device, never to "repair" one.
-    /// Blocks.
+    /// Lets the copy that is not in force say the same as the one in force: what it said before is then forgotten,
+    /// and cannot come back when the one in force is damaged. Writes nothing when that is so already. Blocks.
     ///
     /// # Errors
-    /// `env-exists`, and those of a write.
+    /// [`EnvError`]: the copy in force is then as it was.
+    pub fn forget_older(&self) -> Result<(), EnvError> {
+        let _lock = self.lock(LOCK_LIMIT)?;
+        let loaded = self.load()?;
+        let same = loaded.older.as_ref() == Some(&loaded.copy.env);
+        if same || !self.location.is_redundant() {
+            return Ok(());
+        }
+        self.replace(&loaded, loaded.copy.env.clone())
+    }
+
+    /// Puts `env` in force in place of what was `loaded`: one write of the other copy, where there are two.
+    fn replace(&self, loaded: &Loaded, env: Env) -> Result<(), EnvError> {
+        let Loaded { index, copy, .. } = loaded;
+        if !self.location.is_redundant() {
+            return self.store(0, &Copy { flags: 0, env });
+        }
+        let flags = match loaded.scheme {
+            FlagScheme::Counter => copy.flags.wrapping_add(1),
+            FlagScheme::Boolean => FLAG_ACTIVE,
+        };
+        self.store(1 - index, &Copy { flags, env })?;
+        match loaded.scheme {
+            FlagScheme::Counter => Ok(()),
+            FlagScheme::Boolean => self.make_obsolete(*index),
+        }
+    }
+
+    /// Writes a first environment of `variables`, as [`UbootEnv::restore`].
+    ///
+    /// # Errors
+    /// As there.
     pub fn initialise<'a>(
         &self,
         variables: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<(), EnvError> {
+        let mut env = Env::default();
+        for (name, value) in variables {
+            env.set(name, value)?;
+        }
+        self.restore(&env)
+    }
+
+    /// Writes `env` where there is no good copy: one that was lost, or never there. Blocks.
+    ///
+    /// # Errors
+    /// `env-exists`, and those of a write.
+    pub fn restore(&self, env: &Env) -> Result<(), EnvError> {
         let _lock = self.lock(LOCK_LIMIT)?;
         match self.load() {
             Ok(_) => return Err(EnvError::Exists),
             Err(EnvError::NoGoodCopy { .. }) => {}
             Err(error) => return Err(error),
-        }
-        let mut env = Env::default();
-        for (name, value) in variables {
-            env.set(name, value)?;
         }
         for index in 0..self.location.0.len() {
             // The first copy is in force; the second equals it, so that losing either changes nothing.
@@ -219,6 +261,11 @@ impl UbootEnv {
             )?;
         }
         Ok(())
+    }
+
+    /// Bytes of one copy.
+    pub(super) fn size(&self) -> usize {
+        self.location.0[0].size
     }
 
     fn lock(&self, limit: Duration) -> Result<Flock<File>, EnvError> {
@@ -285,18 +332,23 @@ impl UbootEnv {
         let redundant = self.location.is_redundant();
         let mut unreadable = None;
         let mut copies = Vec::new();
+        let mut scheme = FlagScheme::Counter;
         for area in &self.location.0 {
-            let bytes = read_area(area);
-            copies.push(match bytes {
-                Ok(bytes) => codec::decode(&bytes, redundant),
-                Err(source) => {
-                    unreadable = Some(EnvError::Read {
-                        device: area.device.clone(),
-                        source,
-                    });
-                    None
-                }
-            });
+            copies.push(
+                match Medium::open(area, false).and_then(|medium| {
+                    scheme = medium.flag_scheme();
+                    medium.read(area)
+                }) {
+                    Ok(bytes) => codec::decode(&bytes, redundant),
+                    Err(source) => {
+                        unreadable = Some(EnvError::Read {
+                            device: area.device.clone(),
+                            source,
+                        });
+                        None
+                    }
+                },
+            );
         }
         let mut good = copies
             .into_iter()
@@ -304,13 +356,25 @@ impl UbootEnv {
             .filter_map(|(index, copy)| Some((index, copy?)));
         match (good.next(), good.next()) {
             (Some((_, first)), Some((_, second))) => {
-                let index = codec::newer([first.flags, second.flags]);
+                let index = codec::newer([first.flags, second.flags], scheme);
+                let (copy, older) = if index == 0 {
+                    (first, second)
+                } else {
+                    (second, first)
+                };
                 Ok(Loaded {
                     index,
-                    copy: if index == 0 { first } else { second },
+                    copy,
+                    older: Some(older.env),
+                    scheme,
                 })
             }
-            (Some((index, copy)), None) => Ok(Loaded { index, copy }),
+            (Some((index, copy)), None) => Ok(Loaded {
+                index,
+                copy,
+                older: None,
+                scheme,
+            }),
             (None, _) => Err(unreadable.unwrap_or_else(|| {
                 let place =
                     |area: &Area| format!("{} offset {:#x}", area.device.display(), area.offset);
@@ -330,16 +394,11 @@ impl UbootEnv {
             device: area.device.clone(),
             source,
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&area.device)
+        let medium = Medium::open(area, true).map_err(failed)?;
+        medium.write(area, &bytes).map_err(failed)?;
+        let found = Medium::open(area, false)
+            .and_then(|medium| medium.read(area))
             .map_err(failed)?;
-        let offset = absolute(area, &file).map_err(failed)?;
-        file.write_all_at(&bytes, offset).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        drop_cache(&file).map_err(failed)?;
-        let found = read_area(area).map_err(failed)?;
         if found == bytes {
             Ok(())
         } else {
@@ -348,35 +407,103 @@ impl UbootEnv {
             })
         }
     }
-}
 
-pub(super) fn read_area(area: &Area) -> io::Result<Vec<u8>> {
-    let file = File::open(&area.device)?;
-    let offset = absolute(area, &file)?;
-    let mut bytes = vec![0; area.size];
-    file.read_exact_at(&mut bytes, offset)?;
-    Ok(bytes)
-}
-
-/// The offset from the start of the device.
-fn absolute(area: &Area, file: &File) -> io::Result<u64> {
-    if let Ok(offset) = u64::try_from(area.offset) {
-        return Ok(offset);
+    /// On flash with boolean flags: the copy `index` is no longer in force.
+    fn make_obsolete(&self, index: usize) -> Result<(), EnvError> {
+        let area = &self.location.0[index];
+        Medium::open(area, true)
+            .and_then(|medium| match &medium {
+                Medium::Flash(mtd) => flash::make_obsolete(mtd, medium.start(area)?),
+                Medium::Plain(_) => Ok(()),
+            })
+            .map_err(|source| EnvError::Write {
+                device: area.device.clone(),
+                source,
+            })
     }
-    let meta = file.metadata()?;
-    let length = if meta.file_type().is_block_device() {
-        ioctl::device_size(file)?
-    } else {
-        meta.len()
-    };
-    length
-        .checked_sub(area.offset.unsigned_abs())
-        .ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("it has {length} bytes, fewer than the negative offset"),
-            )
-        })
+}
+
+/// A copy's bytes, good or not.
+pub(super) fn read_area(area: &Area) -> io::Result<Vec<u8>> {
+    Medium::open(area, false)?.read(area)
+}
+
+/// What a copy lies on, opened.
+enum Medium {
+    /// A block device or a file.
+    Plain(File),
+    /// Raw flash.
+    Flash(Mtd),
+}
+
+impl Medium {
+    fn open(area: &Area, write: bool) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(write)
+            .open(&area.device)?;
+        if file.metadata()?.file_type().is_char_device() {
+            Ok(Self::Flash(Mtd::new(file)?))
+        } else {
+            Ok(Self::Plain(file))
+        }
+    }
+
+    fn flag_scheme(&self) -> FlagScheme {
+        match self {
+            Self::Plain(_) => FlagScheme::Counter,
+            Self::Flash(mtd) => flash::flag_scheme(mtd),
+        }
+    }
+
+    fn read(&self, area: &Area) -> io::Result<Vec<u8>> {
+        let start = self.start(area)?;
+        let mut bytes = vec![0; area.size];
+        match self {
+            Self::Plain(file) => file.read_exact_at(&mut bytes, start)?,
+            Self::Flash(mtd) => mtd.read(&mut bytes, start)?,
+        }
+        Ok(bytes)
+    }
+
+    /// Writes a copy; durable when it returns, and the next read comes from the medium.
+    fn write(&self, area: &Area, bytes: &[u8]) -> io::Result<()> {
+        let start = self.start(area)?;
+        match self {
+            Self::Plain(file) => {
+                file.write_all_at(bytes, start)?;
+                file.sync_all()?;
+                drop_cache(file)
+            }
+            Self::Flash(mtd) => flash::write_copy(mtd, bytes, start),
+        }
+    }
+
+    /// The first byte of `area`, from the start of the device.
+    fn start(&self, area: &Area) -> io::Result<u64> {
+        if let Ok(offset) = u64::try_from(area.offset) {
+            return Ok(offset);
+        }
+        let length = match self {
+            Self::Flash(mtd) => mtd.info().size,
+            Self::Plain(file) => {
+                let meta = file.metadata()?;
+                if meta.file_type().is_block_device() {
+                    ioctl::device_size(file)?
+                } else {
+                    meta.len()
+                }
+            }
+        };
+        length
+            .checked_sub(area.offset.unsigned_abs())
+            .ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("it has {length} bytes, fewer than the negative offset"),
+                )
+            })
+    }
 }
 
 /// Makes the next read come from the medium.
@@ -388,169 +515,4 @@ fn drop_cache(file: &File) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SIZE: usize = 0x1000;
-
-    fn env(dir: &Path, copies: usize) -> UbootEnv {
-        let file = dir.join("env");
-        fs::write(&file, vec![0xff; SIZE * copies]).unwrap();
-        let lines: Vec<_> = (0..copies)
-            .map(|n| format!("{} {:#x} {SIZE:#x}", file.display(), n * SIZE))
-            .collect();
-        let location = EnvLocation::parse(Path::new("c"), &lines.join("\n")).unwrap();
-        UbootEnv::new(location, &dir.join("lock"))
-    }
-
-    fn damage(dir: &Path, at: usize) {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(dir.join("env"))
-            .unwrap();
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at as u64).unwrap();
-        file.write_all_at(&[byte[0] ^ 0xff], at as u64).unwrap();
-    }
-
-    #[test]
-    fn the_copy_in_force_is_never_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let env = env(dir.path(), 2);
-        env.initialise([("n", "0")]).unwrap();
-        for number in 1..600 {
-            let before = fs::read(dir.path().join("env")).unwrap();
-            let in_force = env.load().unwrap().index;
-            env.update(|vars| vars.set("n", &number.to_string()).unwrap())
-                .unwrap();
-            let after = fs::read(dir.path().join("env")).unwrap();
-            let range = in_force * SIZE..(in_force + 1) * SIZE;
-            assert_eq!(before[range.clone()], after[range], "write {number}");
-            assert_eq!(
-                env.read().unwrap().get("n"),
-                Some(number.to_string().as_str())
-            );
-        }
-    }
-
-    #[test]
-    fn a_torn_copy_falls_back_to_the_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let env = env(dir.path(), 2);
-        env.initialise([("n", "old")]).unwrap();
-        env.update(|vars| vars.set("n", "new").unwrap()).unwrap();
-        let newest = env.load().unwrap().index;
-        damage(dir.path(), newest * SIZE + 40);
-        assert_eq!(env.read().unwrap().get("n"), Some("old"));
-        // The next change goes over the torn copy and leaves the good one.
-        env.update(|vars| vars.set("n", "again").unwrap()).unwrap();
-        assert_eq!(env.load().unwrap().index, newest);
-        assert_eq!(env.read().unwrap().get("n"), Some("again"));
-    }
-
-    #[test]
-    fn an_environment_that_cannot_be_read_is_never_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let env = env(dir.path(), 2);
-        env.initialise([("n", "1")]).unwrap();
-        damage(dir.path(), 40);
-        damage(dir.path(), SIZE + 40);
-        let before = fs::read(dir.path().join("env")).unwrap();
-        let error = env.update(|vars| vars.set("n", "2").unwrap()).unwrap_err();
-        assert_eq!(error.code(), "env-no-good-copy");
-        assert_eq!(fs::read(dir.path().join("env")).unwrap(), before);
-    }
-
-    #[test]
-    fn a_change_that_changes_nothing_or_does_not_fit_writes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let env = env(dir.path(), 2);
-        env.initialise([("n", "1")]).unwrap();
-        let before = fs::read(dir.path().join("env")).unwrap();
-        env.update(|vars| vars.set("n", "1").unwrap()).unwrap();
-        let error = env
-            .update(|vars| vars.set("big", &"x".repeat(SIZE)).unwrap())
-            .unwrap_err();
-        assert_eq!(error.code(), "env-full");
-        assert_eq!(
-            env.initialise([("n", "2")]).unwrap_err().code(),
-            "env-exists"
-        );
-        assert_eq!(fs::read(dir.path().join("env")).unwrap(), before);
-    }
-
-    #[test]
-    fn a_single_copy_and_a_negative_offset_work_too() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("env");
-        fs::write(&file, vec![0; 3 * SIZE]).unwrap();
-        let text = format!("{} -{SIZE:#x} {SIZE:#x}", file.display());
-        let location = EnvLocation::parse(Path::new("c"), &text).unwrap();
-        let env = UbootEnv::new(location, &dir.path().join("lock"));
-        env.initialise([("a", "b")]).unwrap();
-        env.update(|vars| vars.set("a", "c").unwrap()).unwrap();
-        assert_eq!(env.read().unwrap().get("a"), Some("c"));
-        let bytes = fs::read(&file).unwrap();
-        assert!(
-            bytes[..2 * SIZE].iter().all(|b| *b == 0),
-            "only the last copy's place was written"
-        );
-    }
-
-    #[test]
-    fn a_held_lock_is_waited_for_and_then_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let env = env(dir.path(), 1);
-        env.initialise([("a", "b")]).unwrap();
-        let held = env.lock(LOCK_LIMIT).unwrap();
-        let waiting = env.clone();
-        let reader = std::thread::spawn(move || waiting.read());
-        std::thread::sleep(Duration::from_millis(100));
-        drop(held);
-        reader.join().unwrap().unwrap();
-        let _held = env.lock(LOCK_LIMIT).unwrap();
-        assert_eq!(env.read().unwrap_err().code(), "env-locked");
-    }
-
-    #[test]
-    fn what_is_no_file_at_the_locks_name_is_neither_waited_for_nor_followed() {
-        use std::os::unix::{fs::symlink, net::UnixListener};
-        type Make = fn(&Path);
-        let made: [(&str, Make); 5] = [
-            ("a pipe", |lock| {
-                nix::unistd::mkfifo(lock, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
-            }),
-            ("a link to a file", |lock| {
-                let target = lock.with_extension("target");
-                fs::write(&target, "").unwrap();
-                symlink(target, lock).unwrap();
-            }),
-            ("a link to nothing", |lock| {
-                symlink(lock.with_extension("nothing"), lock).unwrap();
-            }),
-            ("a socket", |lock| drop(UnixListener::bind(lock).unwrap())),
-            ("a folder", |lock| fs::create_dir(lock).unwrap()),
-        ];
-        for (what, make) in made {
-            let dir = tempfile::tempdir().unwrap();
-            let env = env(dir.path(), 2);
-            env.initialise([("n", "1")]).unwrap();
-            let lock = dir.path().join("lock");
-            fs::remove_file(&lock).unwrap();
-            make(&lock);
-            let (done, finished) = std::sync::mpsc::channel();
-            let changed = env.clone();
-            std::thread::spawn(move || {
-                let read = changed.read().unwrap_err().code();
-                let update = changed.update(|env| env.set("n", "2").unwrap());
-                let _ = done.send((read, update.unwrap_err().code()));
-            });
-            let codes = finished.recv_timeout(Duration::from_secs(60));
-            let refused = "env-lock-not-a-file";
-            assert_eq!(codes.expect(what), (refused, refused), "{what}");
-            assert!(!lock.with_extension("nothing").exists(), "{what}: followed");
-            assert_eq!(env.load().unwrap().copy.env.get("n"), Some("1"), "{what}");
-        }
-    }
-}
+mod tests;

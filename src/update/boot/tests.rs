@@ -108,7 +108,7 @@ fn the_old_slot_after_a_reboot_is_a_rollback_and_the_reason_is_told() {
     for (state, code) in [
         (rebooting(), "trial-boot-failed"),
         (State::Trial(written()), "trial-not-confirmed"),
-        (State::Confirming(written()), "boot-disagreement"),
+        (State::Confirming(written()), "trial-not-confirmed"),
     ] {
         let resumed = start(&state, Slot::A, Slot::A, false);
         let State::Abandoning { failure, .. } = &resumed.state else {
@@ -117,6 +117,15 @@ fn the_old_slot_after_a_reboot_is_a_rollback_and_the_reason_is_told() {
         assert_eq!(failure.code, code);
         assert_eq!(resumed.actions, [Action::DisableSlot(Slot::B)]);
     }
+}
+
+#[test]
+fn the_old_slot_after_the_new_one_was_confirmed_is_somebody_else_s_doing() {
+    let resumed = start(&State::Confirming(written()), Slot::A, Slot::B, false);
+    let State::Abandoning { failure, .. } = &resumed.state else {
+        panic!("{:?}", resumed.state);
+    };
+    assert_eq!(failure.code, "boot-disagreement");
 }
 
 #[test]

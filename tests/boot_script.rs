@@ -324,7 +324,7 @@ fn the_kernel_gets_the_slot_s_root_and_the_firmware_s_arguments() {
         let (words, arguments) = boot.started.unwrap();
         assert_eq!(words, "0x80000 0x2700000:10 2eff2e00");
         let expected = format!(
-            "console=tty1 firmware=1 ro rootwait panic=10 root=PARTLABEL=rootfs-{slot} fwupdated.slot={slot} fwupdated.boot=confirmed"
+            "console=tty1 firmware=1 ro rootwait panic=10 root=PARTLABEL=rootfs-{slot} fwupdated.slot={slot} fwupdated.boot=confirmed fwupdated.script=1"
         );
         assert_eq!(arguments, expected);
     }

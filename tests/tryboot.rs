@@ -23,7 +23,7 @@ use fwupdated::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::{
-    rig::{Device, Image, Rig, noise},
+    rig::{Device, Image, Rig, fwupdatectl, noise},
     skip,
 };
 use tempfile::TempDir;
@@ -660,6 +660,22 @@ async fn an_update_is_tried_by_the_firmware_and_confirmed_in_autoboot_txt_and_so
         twin["properties"]["reported"]["fwupdated"]["bootloader"],
         "tryboot"
     );
+    // The doctor goes by the same file, and looks for no environment.
+    let mut doctor = fwupdatectl();
+    doctor.arg("--config").arg(scene.device.config());
+    let output = doctor.args(["doctor", "--json"]).output().unwrap();
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let about = |topic: &str| {
+        let found = document["findings"].as_array().unwrap();
+        found.iter().find(|it| it["topic"] == topic).cloned()
+    };
+    let boot = about("boot").expect("what the bootloader will do is said");
+    assert_eq!(boot["level"], "ok", "{document:#}");
+    assert!(
+        boot["text"].as_str().unwrap().contains("slot a runs"),
+        "{boot}"
+    );
+    assert_eq!(about("environment"), None, "{document:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -755,7 +771,10 @@ async fn a_power_cut_between_arming_and_the_reboot_costs_nothing_but_time() {
     scene.device.stop_before_the_reboot().await;
     // As if the power had gone before the reboot was asked for: the note says so, and /run is empty.
     let note = scene.note().unwrap();
-    assert!(note.started && note.job == id, "{note:?}");
+    assert!(
+        note.started && note.job == format!("{id} 1.1.0"),
+        "{note:?}"
+    );
     let armed = Note {
         started: false,
         ..note

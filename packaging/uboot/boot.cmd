@@ -168,6 +168,7 @@ if test ${fwup_loaded} = yes; then
     setenv bootargs "${fwup_firmware_args} ${fwup_args} root=PARTLABEL=${fwup_root}"
     # For people, and for fwupdated-trial.timer, which ends a trial that nobody confirms.
     setenv bootargs "${bootargs} fwupdated.slot=${fwup_slot} fwupdated.boot=${fwup_boot}"
+    setenv bootargs "${bootargs} fwupdated.script=1"
     # Comes back only when it fails.
     ${fwup_start} ${kernel_addr_r} ${fwup_ramdisk} ${fwup_fdt}
 fi

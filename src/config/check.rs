@@ -69,6 +69,8 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
         trust,
         policy,
         health,
+        hooks,
+        carry_over,
         report,
         state,
         control,
@@ -99,10 +101,20 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
         health: HealthConfig {
             deadline: duration("health.deadline", health.deadline, secs(1)..=DAY)?,
             units: units(health.units.as_deref(), bootloader.kind)?,
+            newly_failed_units: health
+                .newly_failed_units
+                .unwrap_or(bootloader.kind != BootloaderKind::File),
             hook_dir: needed_path("health.hook_dir", &health.hook_dir)?,
             hook_timeout: duration("health.hook_timeout", health.hook_timeout, secs(1)..=HOUR)?,
             interval: duration("health.interval", health.interval, TENTH..=MINUTE * 5)?,
             require_hub: health.hub,
+        },
+        hooks: HooksConfig {
+            dir: needed_path("hooks.dir", &hooks.dir)?,
+            timeout: duration("hooks.timeout", hooks.timeout, secs(1)..=HOUR)?,
+        },
+        carry_over: CarryOverConfig {
+            paths: carry_over_paths(&carry_over.paths)?,
         },
         report: ReportConfig {
             stage_interval: duration(
@@ -202,6 +214,24 @@ fn filled(key: &str, values: &[String]) -> Checked<Vec<String>> {
         )),
         false => Ok(values.to_vec()),
     }
+}
+
+/// Whole paths, without detours: what they name in one root must be what they name in the other.
+fn carry_over_paths(paths: &[String]) -> Checked<Vec<String>> {
+    const KEY: &str = "carry_over.paths";
+    for path in paths {
+        let names: Vec<_> = path.split('/').filter(|name| !name.is_empty()).collect();
+        let says = match names.as_slice() {
+            _ if !path.starts_with('/') => "give the whole path, from `/`",
+            [] => "the whole root file system cannot be carried over",
+            names if names.iter().any(|name| [".", ".."].contains(name)) => {
+                "write it without `.` and `..`"
+            }
+            _ => continue,
+        };
+        return Err(Wrong::new(KEY, format!("has `{path}`; {says}")));
+    }
+    Ok(paths.to_vec())
 }
 
 /// A host name or address alone: the port is a key of its own, and what compares hosts sees no port.

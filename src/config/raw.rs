@@ -111,6 +111,8 @@ section! {
         trust: RawTrust = RawTrust::default(),
         policy: RawPolicy = RawPolicy::default(),
         health: RawHealth = RawHealth::default(),
+        hooks: RawHooks = RawHooks::default(),
+        carry_over: RawCarryOver = RawCarryOver::default(),
         report: RawReport = RawReport::default(),
         state: RawState = RawState::default(),
         control: RawControl = RawControl::default(),
@@ -235,10 +237,28 @@ section! {
         /// `None`: what suits the bootloader.
         #[serde(serialize_with = "units")]
         units: Option<Vec<String>> = None,
+        /// `None`: what suits the bootloader.
+        #[serde(serialize_with = "is_real")]
+        newly_failed_units: Option<bool> = None,
         hook_dir: String = "/etc/fwupdated/health.d".to_owned(),
         hook_timeout: RawDuration = RawDuration::seconds(60),
         interval: RawDuration = RawDuration::seconds(5),
         hub: bool = false,
+    }
+}
+
+section! {
+    /// `[hooks]`
+    RawHooks {
+        dir: String = "/etc/fwupdated/hooks.d".to_owned(),
+        timeout: RawDuration = RawDuration::seconds(60),
+    }
+}
+
+section! {
+    /// `[carry_over]`
+    RawCarryOver {
+        paths: Vec<String> = Vec::new(),
     }
 }
 
@@ -282,6 +302,13 @@ pub(super) const TRIES: u8 = 3;
 #[expect(clippy::ref_option, reason = "the signature that serde asks for")]
 fn tries<S: Serializer>(tries: &Option<u8>, serializer: S) -> Result<S::Ok, S::Error> {
     tries.unwrap_or(TRIES).serialize(serializer)
+}
+
+/// The same for a switch that is on for real boards.
+#[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the same")]
+fn is_real<S: Serializer>(switch: &Option<bool>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bool(switch.unwrap_or(true))
 }
 
 /// TOML has no null: the default is shown as it is with the default bootloader.

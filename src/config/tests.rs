@@ -37,7 +37,55 @@ fn nothing_written_means_the_built_in_defaults() {
     assert_eq!(config.slots, None);
     assert_eq!(config.hub.keep_alive, Duration::from_secs(180));
     assert_eq!(config.health.units, ["boot-complete.target"]);
+    assert!(config.health.newly_failed_units && config.carry_over.paths.is_empty());
     assert!(!config.trust.allow_unsigned);
+}
+
+#[test]
+fn a_stand_in_board_does_not_look_at_the_machine_s_failed_units_unless_told_to() {
+    let file = "[bootloader]\nkind = 'file'\nbooted_file = '/b'\n[health]\n";
+    let looks = |more: &str| {
+        let text = format!("{file}{more}");
+        load(&[("f", &text)], &[])
+            .unwrap()
+            .health
+            .newly_failed_units
+    };
+    assert!(!looks(""));
+    assert!(looks("newly_failed_units = true"));
+}
+
+#[test]
+fn what_is_carried_over_is_named_by_whole_paths_without_detours() {
+    let config = load(
+        &[(
+            "f",
+            "carry_over.paths = ['/etc/ssh/ssh_host_*', '/var/lib/x/']",
+        )],
+        &[],
+    );
+    let carry_over = config.unwrap().carry_over;
+    assert!(
+        carry_over.covers(Path::new("/var/lib/x")) && carry_over.covers(Path::new("/var/lib/x/y"))
+    );
+    assert!(
+        !carry_over.covers(Path::new("/var/lib")) && !carry_over.covers(Path::new("/var/lib/xy"))
+    );
+    for (path, says) in [
+        ("etc/x", "give the whole path"),
+        ("", "give the whole path"),
+        ("/", "whole root file system"),
+        ("//", "whole root file system"),
+        ("/etc/../root", "without `.` and `..`"),
+        ("/./etc", "without `.` and `..`"),
+    ] {
+        let (code, text) = refused(&format!("carry_over.paths = ['/etc', '{path}']"));
+        assert_eq!(code, "config-value");
+        assert!(
+            text.contains(": carry_over.paths has") && text.contains(says),
+            "{text}"
+        );
+    }
 }
 
 #[test]
@@ -519,6 +567,7 @@ fn the_shipped_file_changes_nothing_and_shows_every_default() {
             },
             health: raw::RawHealth {
                 units: Some(vec!["boot-complete.target".to_owned()]),
+                newly_failed_units: Some(true),
                 ..raw::RawHealth::default()
             },
             ..RawConfig::default()

@@ -2,7 +2,10 @@
 //!
 //! Every option is documented in `docs/reference/configuration.md`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +30,10 @@ pub struct Config {
     pub policy: PolicyConfig,
     /// `[health]`
     pub health: HealthConfig,
+    /// `[hooks]`
+    pub hooks: HooksConfig,
+    /// `[carry_over]`
+    pub carry_over: CarryOverConfig,
     /// `[report]`
     pub report: ReportConfig,
     /// `[state]`
@@ -289,6 +296,9 @@ pub struct HealthConfig {
     pub deadline: Duration,
     /// systemd units that must be active. Default `boot-complete.target` with U-Boot, none with `file`.
     pub units: Vec<String>,
+    /// Whether no unit may have failed that had not failed before the update. Default yes with U-Boot, no with
+    /// `file`.
+    pub newly_failed_units: bool,
     /// Folder of executables that must all exit 0. Default `/etc/fwupdated/health.d`.
     pub hook_dir: PathBuf,
     /// Longest run of one executable. Default 60 s.
@@ -297,6 +307,30 @@ pub struct HealthConfig {
     pub interval: Duration,
     /// `hub = true`: a hub connection must stand, if there was one before the update. Default no.
     pub require_hub: bool,
+}
+
+/// `[hooks]`: the operator's programs at moments of an update.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HooksConfig {
+    /// Folder with a folder of executables for each moment. Default `/etc/fwupdated/hooks.d`.
+    pub dir: PathBuf,
+    /// Longest run of one executable. Default 60 s.
+    pub timeout: Duration,
+}
+
+/// `[carry_over]`: what an update takes along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CarryOverConfig {
+    /// Paths from `/`, where `*` and `?` stand for characters of one name. Default none.
+    pub paths: Vec<String>,
+}
+
+impl CarryOverConfig {
+    /// Whether `folder` is carried over with all in it. A path with `*` or `?` counts for nothing here.
+    #[must_use]
+    pub fn covers(&self, folder: &Path) -> bool {
+        self.paths.iter().any(|path| folder.starts_with(path))
+    }
 }
 
 /// `[report]`: the pace of twin patches.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     daemon::control_names::{Answer, InstallRequest},
-    update::{digest::Sha256, status::Status},
+    update::{digest::Sha256, failure::Failure, status::Status},
 };
 
 /// What can be asked of the daemon.
@@ -135,6 +135,15 @@ async fn status(socket: &Path, state_dir: &Path, json: bool) -> Result<u8, Local
         show::status(&status).iter().for_each(line);
     }
     Ok(code)
+}
+
+/// What the daemon at `socket` says of itself.
+///
+/// # Errors
+/// It cannot be asked, or does not answer.
+pub(super) async fn ask_status(socket: &Path) -> Result<Status, Failure> {
+    let asked = async { Client::connect(socket).await?.status().await };
+    asked.await.map_err(|error| Failure::from(&error))
 }
 
 /// The status in the state file and when the file was written; `None` when there is no such file.

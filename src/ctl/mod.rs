@@ -3,6 +3,7 @@
 //! What a command prints on standard output is for scripts and stays as it is; notes and errors go to
 //! standard error. How it ends is one of the codes in [`exit`].
 
+mod doctor;
 pub mod exit;
 pub mod hub;
 pub mod image;
@@ -23,7 +24,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     config::{Config, ConfigError, raw::RawDuration},
     update::{
-        failure::{Coded, chain},
+        failure::{Coded, Failure, chain},
         uri::{PackageUri, UriError},
     },
 };
@@ -56,6 +57,12 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Local(local::LocalCommand),
+    /// Look at everything an update needs; say what is wrong and what to do. Changes nothing
+    Doctor {
+        /// Print one JSON document: {"worst","findings":[{"topic","level","text","advice","code"}]}
+        #[arg(long)]
+        json: bool,
+    },
     /// Write a lost U-Boot environment anew, from the copy that the daemon saved
     RestoreEnv(restore_env::RestoreEnv),
     /// Check the configuration
@@ -98,6 +105,15 @@ pub fn main() -> ExitCode {
             }
             Err(error) => failed(&error, exit::USAGE),
         },
+        Command::Doctor { json } => {
+            let (config, wrong) = match Config::load(config) {
+                Ok(config) => (config, None),
+                Err(error) if config.is_some() => return failed(&error, exit::USAGE).into(),
+                Err(error) => (Config::built_in(), Some(Failure::from(&error))),
+            };
+            let socket = socket.unwrap_or_else(|| config.control.socket.clone());
+            on_runtime(doctor::run(&config, wrong.as_ref(), &socket, json))
+        }
         Command::RestoreEnv(command) => match for_this_device(config) {
             Ok(config) => restore_env::run(&command, &config),
             Err(error) => failed(&error, exit::USAGE),

@@ -10,6 +10,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
+use tracing::{info, warn};
 
 use super::{
     admission::{Device, admit},
@@ -17,17 +18,20 @@ use super::{
     health,
     install::{Inspected, Installer},
     meter::{Cancel, Canceller, Meter, cancellation},
+    moments,
+    moments::Moment,
     policy,
-    saved::Saved,
+    saved::{Baseline, Saved},
     updater::{Published, blocking},
 };
 use crate::{
     config::{BootloaderKind, Config},
     image::delta::OldPayload,
-    platform::{fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
+    platform::{carry_over::carry_over, fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
     update::{
+        boot,
         failure::{Class, Failure},
-        machine::{Action, Event, Job, State, Written},
+        machine::{Action, Event, Job, Prepared, State, Written},
         slot::Slot,
     },
 };
@@ -47,6 +51,8 @@ pub enum Report {
     Event(Event),
     /// What it waits for.
     Detail(String),
+    /// How things stand before the trial boot.
+    Baseline(Baseline),
 }
 
 /// Starts actions and listens to them.
@@ -87,6 +93,10 @@ struct Run {
     generation: u64,
     /// What a reboot is for.
     purpose: Purpose,
+    /// What the action is for.
+    machine: State,
+    /// How things stood before the trial boot.
+    baseline: Option<Baseline>,
     /// What was installed in the running slot, if that is known.
     installed: Option<OldPayload>,
 }
@@ -199,6 +209,8 @@ impl Actions {
             say,
             generation,
             purpose,
+            machine: saved.machine.clone(),
+            baseline: saved.baseline.clone(),
             installed,
         };
         let ending = self.ending.take();
@@ -238,20 +250,9 @@ impl Run {
             Action::AwaitPolicy(job) => self.await_policy(&job).await,
             Action::CheckImage(job) => self.check_image(job, memory).await,
             Action::DisableSlot(slot) => self.disable(slot).await,
-            Action::WriteSlot(prepared) => {
-                let target = prepared.job.target;
-                let written = self.with_slot(target, move |installer, slot| {
-                    installer.write(&prepared, slot)
-                });
-                written.await.map(Event::SlotWritten)
-            }
-            Action::VerifySlot(written) => {
-                let target = written.job.target;
-                let verified = self.with_slot(target, move |installer, slot| {
-                    installer.verify(&written, slot)
-                });
-                verified.await.map(|()| Event::SlotMatches)
-            }
+            Action::WriteSlot(prepared) => self.write(prepared).await,
+            Action::VerifySlot(written) => self.verify(written).await,
+            Action::CarryOver(written) => self.carry_over(written).await,
             Action::ArmSlot(written) => self.arm(written).await,
             // Nothing of it needs to end well: the reboot happens by itself, or is asked for again.
             Action::Reboot => tokio::select! {
@@ -368,6 +369,51 @@ impl Run {
         });
     }
 
+    async fn write(&self, prepared: Prepared) -> Result<Event, Failure> {
+        self.allowed(Moment::PreInstall).await?;
+        let target = prepared.job.target;
+        let written = self.with_slot(target, move |installer, slot| {
+            installer.write(&prepared, slot)
+        });
+        written.await.map(Event::SlotWritten)
+    }
+
+    async fn verify(&self, written: Written) -> Result<Event, Failure> {
+        let target = written.job.target;
+        let verified = self.with_slot(target, move |installer, slot| {
+            installer.verify(&written, slot)
+        });
+        verified.await?;
+        self.allowed(Moment::PostInstall).await?;
+        let connected = self.context.published.borrow().status.hub.connected;
+        let baseline = health::baseline(&self.context.config.health, connected).await;
+        // Heard before the event that follows, and durable with it: before anything is armed.
+        self.report(Report::Baseline(baseline));
+        Ok(match self.context.config.carry_over.paths.is_empty() {
+            true => Event::SlotMatches,
+            false => Event::CarryOverDue,
+        })
+    }
+
+    async fn carry_over(&self, written: Written) -> Result<Event, Failure> {
+        let paths = self.context.config.carry_over.paths.clone();
+        let carried = self.with_slot(written.job.target, move |_, slot| {
+            carry_over(&paths, slot).map_err(|error| Failure::from(&error))
+        });
+        let carried = carried.await?;
+        info!(
+            "carried over {} files, folders and links, {} bytes of content",
+            carried.entries, carried.bytes
+        );
+        for path in carried.left_out {
+            warn!(
+                "{} is a socket, pipe or device and was not carried over",
+                path.display()
+            );
+        }
+        Ok(Event::CarriedOver)
+    }
+
     async fn disable(&self, slot: Slot) -> Result<Event, Failure> {
         let board = self.context.board.clone();
         blocking(move || board.with_bootloader(|bootloader| bootloader.mark_bad(slot))).await?;
@@ -377,7 +423,26 @@ impl Run {
         if self.context.config.bootloader.kind == BootloaderKind::Tryboot && !way_back {
             self.context.board.rebooter.withdraw().await;
         }
+        if matches!(self.machine, State::Abandoning { .. }) {
+            self.tell(Moment::RolledBack).await;
+        }
         Ok(Event::SlotDisabled)
+    }
+
+    /// Runs the programs for `moment`; each of them may stop the update.
+    async fn allowed(&self, moment: Moment) -> Result<(), Failure> {
+        let ran = moments::run(&self.context.config.hooks, moment, &self.machine);
+        tokio::select! {
+            result = ran => result,
+            () = self.cancel.cancelled() => Err(super::meter::stopped()),
+        }
+    }
+
+    /// Runs the programs for `moment`, which change nothing any more.
+    async fn tell(&self, moment: Moment) {
+        if let Err(failure) = self.allowed(moment).await {
+            warn!(fwupdated_error_code = failure.code, "{failure}; going on");
+        }
     }
 
     async fn arm(&self, written: Written) -> Result<Event, Failure> {
@@ -386,7 +451,7 @@ impl Run {
         let boot_id = board.booted.boot_id.clone();
         blocking(move || {
             board.with_bootloader(|bootloader| {
-                bootloader.arm_trial(written.job.target, tries, &written.job.id)
+                bootloader.arm_trial(written.job.target, tries, &boot::job_tag(&written))
             })
         })
         .await?;
@@ -394,6 +459,9 @@ impl Run {
     }
 
     async fn reboot(&self) -> Result<Event, Failure> {
+        if matches!(self.machine, State::Rebooting { .. }) {
+            self.tell(Moment::PreReboot).await;
+        }
         let board = self.context.board.clone();
         let argument = match self.purpose {
             Purpose::Trial => {
@@ -427,8 +495,13 @@ impl Run {
         let connected = context.published.clone();
         let connected = move || connected.borrow().status.hub.connected;
         let (config, board) = (&context.config.health, &context.board);
+        let trial = health::Trial {
+            written,
+            running: board.booted.slot,
+            baseline: self.baseline.as_ref(),
+        };
         let result = tokio::select! {
-            result = health::watch_health(config, written, board.booted.slot, board.boot_start, connected, say) => result,
+            result = health::watch_health(config, &trial, board.boot_start, connected, say) => result,
             () = self.cancel.cancelled() => return Err(super::meter::stopped()),
         };
         Ok(match result {
@@ -446,6 +519,7 @@ impl Run {
                 blocking(move || board.with_bootloader(|bootloader| bootloader.mark_good(slot)))
                     .await;
             let Err(failure) = marked else {
+                self.tell(Moment::Confirmed).await;
                 return Ok(Event::MarkedGood);
             };
             failures += 1;

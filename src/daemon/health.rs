@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::hooks;
+use super::{hooks, saved::Baseline};
 use crate::{
     config::HealthConfig,
     platform::service_manager,
@@ -22,6 +22,16 @@ use crate::{
 /// a slot cannot fail without one round.
 const LEAST_TIME: Duration = Duration::from_secs(30);
 
+/// What the checks are made against.
+pub struct Trial<'a> {
+    /// The update.
+    pub written: &'a Written,
+    /// The slot on trial, which runs.
+    pub running: Slot,
+    /// How things stood before; `None` when that is not known (the state did not come along).
+    pub baseline: Option<&'a Baseline>,
+}
+
 /// Runs the checks until all pass or the deadline is over. `boot_start` is the CLOCK_BOOTTIME at which the
 /// trial boot began (zero on a real board); `say` is told what is waited for.
 ///
@@ -29,8 +39,7 @@ const LEAST_TIME: Duration = Duration::from_secs(30);
 /// The check that failed last, with its explanation.
 pub async fn watch_health(
     config: &HealthConfig,
-    written: &Written,
-    running: Slot,
+    trial: &Trial<'_>,
     boot_start: Duration,
     hub_connected: impl Fn() -> bool,
     say: impl Fn(String),
@@ -40,7 +49,7 @@ pub async fn watch_health(
     let mut last = None;
     loop {
         let mut running_check = String::new();
-        let round = one_round(config, written, running, &hub_connected, &mut running_check);
+        let round = one_round(config, trial, &hub_connected, &mut running_check);
         let left = deadline.saturating_sub(boottime());
         let (reason, over) = match tokio::time::timeout(left, round).await {
             Ok(Ok(())) => return Ok(()),
@@ -52,8 +61,9 @@ pub async fn watch_health(
                 "health-check-failed",
                 Class::Final,
                 format!(
-                    "slot {running} booted but did not become healthy: {reason}; going back to slot {}",
-                    running.other()
+                    "slot {} booted but did not become healthy: {reason}; going back to slot {}",
+                    trial.running,
+                    trial.running.other()
                 ),
             ));
         }
@@ -81,8 +91,7 @@ fn cut_off(check: &str, last: Option<&str>) -> String {
 /// `check` says at any time which one is under way.
 async fn one_round(
     config: &HealthConfig,
-    written: &Written,
-    running: Slot,
+    trial: &Trial<'_>,
     hub_connected: &impl Fn() -> bool,
     check: &mut String,
 ) -> Result<(), String> {
@@ -99,15 +108,24 @@ async fn one_round(
             }
         }
     }
-    if config.require_hub && !hub_connected() {
+    let before = trial.baseline.and_then(|it| it.failed_units.as_deref());
+    if let Some(before) = before.filter(|_| config.newly_failed_units) {
+        "the question for failed units".clone_into(check);
+        let now = service_manager::failed_units().await;
+        let now = now.map_err(|error| crate::update::failure::chain(&error))?;
+        newly_failed(before, &now)?;
+    }
+    // Where it is not known whether there was one, the operator's wish counts.
+    let was_connected = trial.baseline.is_none_or(|it| it.hub_connected);
+    if config.require_hub && was_connected && !hub_connected() {
         return Err("there is no hub connection".to_owned());
     }
     let variables = [
-        ("FWUPDATED_UPDATE_ID", written.job.id.clone()),
-        ("FWUPDATED_SLOT", running.to_string()),
+        ("FWUPDATED_UPDATE_ID", trial.written.job.id.clone()),
+        ("FWUPDATED_SLOT", trial.running.to_string()),
         (
             "FWUPDATED_VERSION",
-            written.image.version.clone().unwrap_or_default(),
+            trial.written.image.version.clone().unwrap_or_default(),
         ),
     ];
     let hooks = hooks::list(&config.hook_dir)
@@ -123,6 +141,42 @@ async fn one_round(
         }
     }
     Ok(())
+}
+
+/// What failed since `before`, if anything.
+fn newly_failed(before: &[String], now: &[String]) -> Result<(), String> {
+    let new: Vec<_> = now
+        .iter()
+        .filter(|unit| !before.contains(unit))
+        .map(String::as_str)
+        .collect();
+    match new.as_slice() {
+        [] => Ok(()),
+        [unit] => Err(format!(
+            "unit {unit} has failed, which it had not before the update"
+        )),
+        units => Err(format!(
+            "units {} have failed, which they had not before the update",
+            units.join(", ")
+        )),
+    }
+}
+
+/// How things stand now, to be compared after the update.
+pub async fn baseline(config: &HealthConfig, hub_connected: bool) -> Baseline {
+    let failed_units = match config.newly_failed_units {
+        true => service_manager::failed_units().await.map_err(|error| {
+            tracing::warn!(
+                "which units have failed is not known, so that the trial boot cannot be held against it: {}",
+                crate::update::failure::chain(&error)
+            );
+        }),
+        false => Err(()),
+    };
+    Baseline {
+        failed_units: failed_units.ok(),
+        hub_connected,
+    }
 }
 
 /// Time since the boot, suspended time included.
@@ -173,6 +227,7 @@ mod tests {
             hook_dir: dir.to_owned(),
             hook_timeout: Duration::from_secs(600),
             interval: Duration::from_millis(100),
+            newly_failed_units: true,
             require_hub: false,
         }
     }
@@ -187,8 +242,52 @@ mod tests {
     async fn watch(config: &HealthConfig) -> (Result<(), Failure>, Vec<String>) {
         let said = Mutex::new(Vec::new());
         let say = |text| said.lock().unwrap().push(text);
-        let result = watch_health(config, &written(), Slot::B, boottime(), || true, say).await;
+        let written = written();
+        let trial = Trial {
+            written: &written,
+            running: Slot::B,
+            baseline: None,
+        };
+        let result = watch_health(config, &trial, boottime(), || true, say).await;
         (result, said.into_inner().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_hub_is_missed_only_where_there_was_one_or_nobody_knows() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = HealthConfig {
+            require_hub: true,
+            ..config(dir.path(), Duration::from_secs(1))
+        };
+        for (before, passes) in [(Some(true), false), (Some(false), true), (None, false)] {
+            let baseline = before.map(|hub_connected| Baseline {
+                failed_units: None,
+                hub_connected,
+            });
+            let written = written();
+            let trial = Trial {
+                written: &written,
+                running: Slot::B,
+                baseline: baseline.as_ref(),
+            };
+            let result = watch_health(&config, &trial, boottime(), || false, |_| {}).await;
+            assert_eq!(result.is_ok(), passes, "{before:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_failed_since_the_update_counts() {
+        let units = |names: &[&str]| names.iter().map(|&it| it.to_owned()).collect::<Vec<_>>();
+        let before = units(&["a.service", "b.mount"]);
+        assert_eq!(newly_failed(&before, &units(&["b.mount"])), Ok(()));
+        assert_eq!(newly_failed(&before, &before), Ok(()));
+        let reason = newly_failed(&before, &units(&["a.service", "c.service"])).unwrap_err();
+        assert_eq!(
+            reason,
+            "unit c.service has failed, which it had not before the update"
+        );
+        let reason = newly_failed(&[], &before).unwrap_err();
+        assert!(reason.contains("a.service, b.mount"), "{reason}");
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ pub mod install;
 pub mod link;
 pub mod logging;
 pub mod meter;
+pub mod moments;
 pub mod policy;
 pub mod preflight;
 pub mod saved;

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::{
     hub::desired::Acted,
@@ -20,7 +21,9 @@ use crate::{
     },
 };
 
-/// Version of the document's schema. Readers move a newer one aside.
+/// Version of the document's schema. Readers move a newer one aside, and take from it what they understand. So that an
+/// older fwupdated can, after a rollback, a member keeps its name and meaning for ever: what means something else gets
+/// another name. `tests/fixtures/state/` has documents of each version, which every later one must read.
 pub const SCHEMA: u32 = 1;
 
 /// Final reports waiting for the hub. More than these cannot pile up without a hub for that many updates.
@@ -61,6 +64,9 @@ pub struct Saved {
     /// The highest security epoch that was ever confirmed. Never goes down.
     #[serde(default)]
     pub security_epoch: u64,
+    /// How things stood before the trial boot of the update under way.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
     /// What was made of the twin's desired property `firmware`.
     #[serde(default)]
     pub desired: Acted,
@@ -74,8 +80,18 @@ pub struct Saved {
 
 /// Only shown, never acted on: words that this version does not know must not cost the rest of the document.
 fn what_is_understood<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Status>, D::Error> {
-    let document = serde_json::Value::deserialize(from)?;
+    let document = Value::deserialize(from)?;
     Ok(serde_json::from_value(document).ok())
+}
+
+/// How things stood in the old slot: what was broken then is not the new slot's fault.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Baseline {
+    /// The units that had failed; `None` when systemd could not be asked.
+    pub failed_units: Option<Vec<String>>,
+    /// Whether the hub was connected.
+    pub hub_connected: bool,
 }
 
 /// What is known of a slot.
@@ -115,6 +131,7 @@ impl Default for Saved {
             slots: BTreeMap::new(),
             known_bad: Vec::new(),
             security_epoch: 0,
+            baseline: None,
             desired: Acted::default(),
             status: None,
             lost: None,
@@ -123,6 +140,33 @@ impl Default for Saved {
 }
 
 impl Saved {
+    /// What is understood of a document that is not understood as a whole: each member by itself, of lists each entry.
+    /// The update under way is not among it, since half of that is worse than what the bootloader says.
+    #[must_use]
+    pub fn salvage(document: &Value) -> Self {
+        fn member<T: DeserializeOwned + Default>(document: &Value, name: &str) -> T {
+            T::deserialize(&document[name]).unwrap_or_default()
+        }
+        fn entries<T: DeserializeOwned>(document: &Value, name: &str) -> Vec<T> {
+            let entries = document[name].as_array().into_iter().flatten();
+            entries
+                .filter_map(|entry| T::deserialize(entry).ok())
+                .collect()
+        }
+        Self {
+            last: member(document, "last"),
+            last_run: member(document, "lastRun"),
+            last_success: member(document, "lastSuccess"),
+            outbox: entries(document, "outbox"),
+            slots: member(document, "slots"),
+            known_bad: entries(document, "knownBad"),
+            security_epoch: member(document, "securityEpoch"),
+            desired: member(document, "desired"),
+            baseline: member(document, "baseline"),
+            ..Self::default()
+        }
+    }
+
     /// Records the end of an update and returns its report.
     pub fn finish(&mut self, finished: &Finished, progress: Progress) -> UpdateReport {
         let version = finished.image.as_ref().and_then(|i| i.version.clone());
@@ -137,6 +181,7 @@ impl Saved {
         self.outbox.push(report.clone());
         self.last = Some(report.clone());
         if finished.image.is_some() {
+            self.baseline = None;
             self.last_run = self.last.clone();
         }
         match (finished.stage, &finished.content) {
@@ -247,7 +292,9 @@ impl Saved {
             State::Disabling(_) | State::Writing(_) | State::Verifying(_) => {
                 Some(SlotState::Writing)
             }
-            State::Arming(_) | State::Rebooting { .. } => Some(SlotState::Verified),
+            State::Arming(_) | State::CarryingOver(_) | State::Rebooting { .. } => {
+                Some(SlotState::Verified)
+            }
             State::Trial(_) | State::Confirming(_) => Some(SlotState::Trial),
             State::RollingBack { .. } | State::Abandoning { .. } => Some(SlotState::Bad),
         };

@@ -1,13 +1,13 @@
 //! The state directory: `state.json`, `history.jsonl`, and the lock that keeps a second daemon out.
 
-use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use serde::Deserialize;
 
 use super::saved::{SCHEMA, Saved};
 use crate::{
     config::{BootloaderKind, Config, StateConfig},
-    platform::state_file::{DirectoryLock, History, StateError, StateFile},
+    platform::state_file::{DirectoryLock, History, StateError, StateFile, is_on_root},
     update::{
         failure::{Class, Failure},
         status::UpdateReport,
@@ -48,8 +48,9 @@ impl Store {
     }
 
     /// What survived; a fresh document at the first start. A file that cannot be understood, or that a newer
-    /// fwupdated wrote, is moved aside, and `lost` says so in the fresh document: the bootloader still knows
-    /// what matters most, and a device that does not start could not be helped from afar.
+    /// fwupdated wrote, is moved aside, and `lost` says so in a new document with those members that are
+    /// understood: the bootloader knows where the update under way stands, and a device that does not start could
+    /// not be helped from afar.
     ///
     /// # Errors
     /// The file exists and cannot be read.
@@ -70,7 +71,7 @@ impl Store {
                     file.path().display()
                 ),
             );
-            return Ok(self.without(failure, &format!("v{version}")));
+            return Ok(self.salvaged(failure, &format!("v{version}")));
         }
         match file.load::<Saved>() {
             Ok(saved) => Ok(saved.unwrap_or_default()),
@@ -81,26 +82,30 @@ impl Store {
     fn afresh(&self, error: &StateError) -> Result<Saved, Failure> {
         let failure = Failure::from(error);
         if error.is_corrupt() {
-            Ok(self.without(failure, "damaged"))
+            Ok(self.salvaged(failure, "damaged"))
         } else {
             Err(failure)
         }
     }
 
-    /// A fresh document; the file is kept beside it as `state.json.suffix`.
-    fn without(&self, mut failure: Failure, suffix: &str) -> Saved {
+    /// A new document with what is understood of the one that stands; that is kept beside it as
+    /// `state.json.suffix`.
+    fn salvaged(&self, mut failure: Failure, suffix: &str) -> Saved {
+        // Not even JSON: nothing is understood.
+        let document = self.0.file.load::<serde_json::Value>().ok().flatten();
         let moved = match self.0.file.move_aside(suffix) {
             Ok(aside) => format!("it is kept as {}", aside.display()),
             Err(error) => format!("it cannot be kept ({})", Failure::from(&error).message),
         };
         failure.message = format!(
-            "{}; {moved}, and the daemon started afresh: reports not yet sent, images known as bad and the \
-             security epoch are forgotten",
+            "{}; {moved}. The daemon started afresh with what it understands of it: the update under way goes on by \
+             what the bootloader says, and of reports not yet sent, images known as bad and the security epoch some \
+             may be forgotten",
             failure.message
         );
         Saved {
             lost: Some(failure),
-            ..Saved::default()
+            ..document.map_or_else(Saved::default, |document| Saved::salvage(&document))
         }
     }
 
@@ -138,29 +143,27 @@ impl Store {
     }
 }
 
-/// What to say about a state directory that belongs to one slot. Nothing when that cannot be found out.
+/// What to say about a state directory that belongs to one slot and is not carried over to the other. Nothing when that
+/// cannot be found out.
 pub fn warning_about_place(config: &Config) -> Option<String> {
     let directory = &config.state.directory;
-    let device = |path: &Path| Some(std::fs::metadata(path).ok()?.dev());
-    belongs_to_a_slot(
-        config.bootloader.kind,
-        device(directory)?,
-        device(Path::new("/"))?,
-    )
-    .then(|| {
+    if config.carry_over.covers(directory) {
+        return None;
+    }
+    belongs_to_a_slot(config.bootloader.kind, is_on_root(directory)?).then(|| {
         format!(
             "the state directory {} lies in the running slot's own file system: the other slot starts without it, so \
              that at each switch of slots the history of updates, the security epoch and the memory of images known \
-             as bad are lost; set state.directory to a folder on a partition that both slots share, or mount one there",
+             as bad are lost; set state.directory to a folder on a partition that both slots share, mount one there, or list it in \
+             carry_over.paths",
             directory.display()
         )
     })
 }
 
-/// Whether the state directory, by its device, is part of the root file system, which an update replaces. A
-/// stand-in board has no slot of its own under `/`.
-fn belongs_to_a_slot(kind: BootloaderKind, directory: u64, root: u64) -> bool {
-    kind != BootloaderKind::File && directory == root
+/// A stand-in board has no slot of its own under `/`.
+fn belongs_to_a_slot(kind: BootloaderKind, on_root: bool) -> bool {
+    kind != BootloaderKind::File && on_root
 }
 
 #[cfg(test)]
@@ -224,6 +227,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_understood_of_a_newer_document_is_kept_each_entry_by_itself() {
+        let known = serde_json::json!({"version": "2.0.0", "payload": "0".repeat(64),
+            "failure": {"code": "health-check-failed", "message": "x", "class": "final"}});
+        let newer = serde_json::json!({"version": 2, "securityEpoch": 7, "lastSuccess": "2026-03-01T00:00:00Z",
+            "machine": {"state": "healing"}, "knownBad": [known, {"payload": {"sha512": "0"}}],
+            "slots": {"a": {"state": "good", "version": "1.0.0", "moons": 3}}, "outbox": "empty"});
+        let dir = Directory::with(&newer.to_string());
+        let saved = dir.store().load().unwrap();
+        assert_eq!(lost(&saved).code, "state-too-new");
+        assert_eq!((saved.security_epoch, saved.known_bad.len()), (7, 1));
+        assert_eq!(saved.known_bad[0].version.as_deref(), Some("2.0.0"));
+        assert!(saved.last_success.is_some());
+        let slot = &saved.slots[&crate::update::slot::Slot::A];
+        assert_eq!(slot.version.as_deref(), Some("1.0.0"));
+    }
+
+    #[test]
     fn a_version_of_any_size_is_newer_and_not_damaged() {
         let dir = Directory::with("{\"version\": 4294967297}");
         assert_eq!(lost(&dir.store().load().unwrap()).code, "state-too-new");
@@ -257,10 +277,9 @@ mod tests {
 
     #[test]
     fn only_a_state_directory_in_a_slot_of_a_real_board_is_warned_about() {
-        let (root, data) = (0xb302, 0xb304);
-        assert!(belongs_to_a_slot(BootloaderKind::Uboot, root, root));
-        assert!(!belongs_to_a_slot(BootloaderKind::Uboot, data, root));
-        assert!(!belongs_to_a_slot(BootloaderKind::File, root, root));
+        assert!(belongs_to_a_slot(BootloaderKind::Uboot, true));
+        assert!(!belongs_to_a_slot(BootloaderKind::Uboot, false));
+        assert!(!belongs_to_a_slot(BootloaderKind::File, true));
     }
 
     #[test]

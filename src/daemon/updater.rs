@@ -33,7 +33,7 @@ use super::{
 use crate::{
     config::Config,
     hub::{desired::DesiredTracker, method::Answer},
-    platform::fetch::Fetcher,
+    platform::{fetch::Fetcher, last_reset},
     update::{
         boot,
         failure::{Class, Failure},
@@ -254,17 +254,21 @@ impl Updater {
         self.adopt(board.clone());
         let now = Timestamp::now();
         let machine = if not_started {
-            boot::armed_anew(&self.saved.machine, &board.booted)
+            let carries_over = !self.config.carry_over.paths.is_empty();
+            boot::armed_anew(&self.saved.machine, &board.booted, carries_over)
         } else {
             self.saved.machine.clone()
         };
-        let resumed = boot::resume(
+        let mut resumed = boot::resume(
             &machine,
             &board.booted,
             &boot_state,
             self.saved.last_run.as_ref(),
             now,
         );
+        if let Some(watchdog) = last_reset::by_watchdog() {
+            boot::explain_reset(&mut resumed, &watchdog);
+        }
         info!(
             "slot {} runs{}",
             board.booted.slot,
@@ -321,6 +325,8 @@ impl Updater {
                     error!("an event came out of order ({refused:?}); ignored");
                 }
             }
+            // Saved with the event that it comes before.
+            Report::Baseline(baseline) => self.saved.baseline = Some(baseline),
             Report::Detail(detail) => {
                 if self.detail.as_ref() != Some(&detail) {
                     info!("{detail}");

@@ -55,6 +55,7 @@ mod error;
 mod identity;
 mod link;
 mod packets;
+mod probe;
 mod proxy;
 mod pump;
 mod register;
@@ -67,6 +68,7 @@ pub use error::SessionError;
 pub use identity::{
     FixedIdentity, Identity, IdentitySource, Known, ProxyAuthorization, Stamp, Validity,
 };
+pub use probe::{Probe, ProbeFailure, probe};
 pub use route::Route;
 
 use clock::ClockWatch;

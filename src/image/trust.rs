@@ -214,6 +214,12 @@ impl TrustStore {
         self.keys.iter().map(PublicKey::id).collect()
     }
 
+    /// How many keys are revoked.
+    #[must_use]
+    pub fn revoked(&self) -> usize {
+        self.revoked.len()
+    }
+
     /// Checks that at least `threshold` (at least one) different trusted keys signed `message`, and
     /// says which did.
     ///

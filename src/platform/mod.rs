@@ -1,8 +1,10 @@
 //! ACTS on this board, one effect a file.
 
+pub mod carry_over;
 pub mod device_certificate;
 pub mod fetch;
 pub mod ioctl;
+pub mod last_reset;
 pub mod reboot;
 pub mod running_slot;
 pub mod service_manager;

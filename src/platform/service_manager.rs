@@ -1,4 +1,4 @@
-//! What systemd is told (sd_notify(3)) and asked (the state of a unit). Outside systemd telling does
+//! What systemd is told (sd_notify(3)) and asked (units, watchdog, clock). Outside systemd telling does
 //! nothing. An answer is waited for no longer than [`LIMIT`].
 
 use std::{os::unix::fs::MetadataExt, time::Duration};
@@ -9,26 +9,28 @@ use crate::update::failure::{Class, Coded};
 
 /// Longest wait for an answer over the system bus, connecting included.
 pub const LIMIT: Duration = Duration::from_secs(30);
+/// The same where a person waits.
+const SHORT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Why a unit's state is not known.
+/// Why systemd's answer is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum UnitError {
     /// No way to systemd, or it refused.
-    #[error("systemd cannot be asked for unit {unit}; is the system bus running?")]
+    #[error("systemd cannot be asked for {about}; is the system bus running?")]
     Bus {
-        /// The unit.
-        unit: String,
+        /// What was asked for, in words.
+        about: String,
         /// Why.
         #[source]
         source: zbus::Error,
     },
     /// Nothing came back.
     #[error(
-        "systemd did not answer within {} s about unit {unit}; does the system bus work (`systemctl status dbus`)?", LIMIT.as_secs()
+        "systemd did not answer in time about {about}; does the system bus work (`systemctl status dbus`)?"
     )]
     Silent {
-        /// The unit.
-        unit: String,
+        /// What was asked for, in words.
+        about: String,
     },
 }
 
@@ -96,6 +98,39 @@ pub fn stderr_is_journal() -> bool {
 trait SystemdManager {
     /// The object of a unit, loaded if need be.
     fn load_unit(&self, name: &str) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// The loaded units in one of the states: name, description, load, active and sub state, the unit it follows,
+    /// object, job.
+    fn list_units_filtered(&self, states: &[&str]) -> zbus::Result<Vec<ListedUnit>>;
+
+    /// `RuntimeWatchdogSec=` in microseconds; 0 or the largest number: none.
+    #[zbus(property, name = "RuntimeWatchdogUSec")]
+    fn runtime_watchdog(&self) -> zbus::Result<u64>;
+}
+
+/// As `ListUnitsFiltered` gives it (org.freedesktop.systemd1(5)).
+type ListedUnit = (
+    String,
+    String,
+    String,
+    String,
+    String,
+    String,
+    zbus::OwnedObjectPath,
+    u32,
+    String,
+    zbus::OwnedObjectPath,
+);
+
+#[zbus::proxy(
+    interface = "org.freedesktop.timedate1",
+    default_service = "org.freedesktop.timedate1",
+    default_path = "/org/freedesktop/timedate1"
+)]
+trait TimeDate {
+    /// Whether the kernel's clock is synchronised, by whatever program.
+    #[zbus(property, name = "NTPSynchronized")]
+    fn ntp_synchronized(&self) -> zbus::Result<bool>;
 }
 
 #[zbus::proxy(
@@ -116,17 +151,68 @@ pub async fn unit_active(unit: &str) -> Result<bool, UnitError> {
     unit_active_on(zbus::Connection::system(), unit, LIMIT).await
 }
 
+/// The units that have failed and were not reset or started since, in order.
+///
+/// # Errors
+/// systemd cannot be asked, or does not answer within [`LIMIT`].
+pub async fn failed_units() -> Result<Vec<String>, UnitError> {
+    let asked = within(LIMIT, "list of failed units", async {
+        let bus = zbus::Connection::system().await?;
+        let manager = SystemdManagerProxy::new(&bus).await?;
+        manager.list_units_filtered(&["failed"]).await
+    });
+    let mut names: Vec<_> = asked.await?.into_iter().map(|unit| unit.0).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// How long systemd may be silent before the hardware resets the device; `None` without that.
+///
+/// # Errors
+/// systemd cannot be asked, or does not answer within a few seconds.
+pub async fn runtime_watchdog() -> Result<Option<Duration>, UnitError> {
+    let asked = within(SHORT_LIMIT, "its watchdog", async {
+        let bus = zbus::Connection::system().await?;
+        let manager = SystemdManagerProxy::new(&bus).await?;
+        manager.runtime_watchdog().await
+    });
+    let usec = Some(asked.await?).filter(|usec| !matches!(*usec, 0 | u64::MAX));
+    Ok(usec.map(Duration::from_micros))
+}
+
+/// Whether the clock is synchronised.
+///
+/// # Errors
+/// systemd-timedated cannot be asked, or does not answer within a few seconds.
+pub async fn clock_is_synchronised() -> Result<bool, UnitError> {
+    within(SHORT_LIMIT, "the clock", async {
+        let bus = zbus::Connection::system().await?;
+        TimeDateProxy::new(&bus).await?.ntp_synchronized().await
+    })
+    .await
+}
+
+async fn within<T>(
+    limit: Duration,
+    about: &str,
+    asked: impl Future<Output = zbus::Result<T>>,
+) -> Result<T, UnitError> {
+    let about = about.to_owned();
+    match tokio::time::timeout(limit, asked).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(source)) => Err(UnitError::Bus { about, source }),
+        Err(_) => Err(UnitError::Silent { about }),
+    }
+}
+
 async fn unit_active_on(
     bus: impl Future<Output = zbus::Result<zbus::Connection>>,
     unit: &str,
     limit: Duration,
 ) -> Result<bool, UnitError> {
-    let unit = unit.to_owned();
-    match tokio::time::timeout(limit, async { active_state(&bus.await?, &unit).await }).await {
-        Ok(Ok(state)) => Ok(matches!(state.as_str(), "active" | "reloading")),
-        Ok(Err(source)) => Err(UnitError::Bus { unit, source }),
-        Err(_) => Err(UnitError::Silent { unit }),
-    }
+    let asked = async { active_state(&bus.await?, unit).await };
+    let state = within(limit, &format!("unit {unit}"), asked).await?;
+    Ok(matches!(state.as_str(), "active" | "reloading"))
 }
 
 async fn active_state(bus: &zbus::Connection, unit: &str) -> zbus::Result<String> {

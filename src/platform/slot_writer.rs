@@ -54,6 +54,7 @@ use tracing::debug;
 pub(super) use medium::{AlignedBuf, BUFFER_ALIGN};
 
 pub use error::SlotWriteError;
+pub use holders::who_holds;
 pub use read_back::{read_back, read_back_parts};
 pub use report::WriteReport;
 pub use set::{SlotPart, SlotSet};

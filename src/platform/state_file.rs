@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -252,6 +252,14 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Whether `directory` is part of the running root file system, which an update replaces. `None` when that cannot be
+/// found out.
+#[must_use]
+pub fn is_on_root(directory: &Path) -> Option<bool> {
+    let device = |path: &Path| Some(fs::metadata(path).ok()?.dev());
+    Some(device(directory)? == device(Path::new("/"))?)
 }
 
 /// Lines of JSON, the newest last; bounded.

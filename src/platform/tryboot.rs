@@ -66,12 +66,27 @@ pub struct TrybootBootloader {
 }
 
 impl TrybootBootloader {
-    /// Finds the boot partitions' numbers, and heals an `autoboot.txt` that was lost. `boot` are the boot partitions of
-    /// slots a and b; a `stand_in` has regular files for them, and `autoboot.txt` in any folder.
+    /// As [`TrybootBootloader::look_only`], and heals an `autoboot.txt` that was lost.
     ///
     /// # Errors
     /// [`TrybootError`].
     pub fn open(
+        file: &Path,
+        device_tree: &Path,
+        boot: [PathBuf; 2],
+        stand_in: bool,
+    ) -> Result<Self> {
+        let bootloader = Self::look_only(file, device_tree, boot, stand_in)?;
+        bootloader.heal()?;
+        Ok(bootloader)
+    }
+
+    /// Finds the boot partitions' numbers and changes nothing. `boot` are the boot partitions of slots a and b; a
+    /// `stand_in` has regular files for them, and `autoboot.txt` in any folder.
+    ///
+    /// # Errors
+    /// [`TrybootError`].
+    pub fn look_only(
         file: &Path,
         device_tree: &Path,
         boot: [PathBuf; 2],
@@ -83,14 +98,12 @@ impl TrybootBootloader {
             [number(&boot[0])?, number(&boot[1])?]
         };
         let [boot_a, boot_b] = boot;
-        let bootloader = Self {
+        Ok(Self {
             file: file.to_owned(),
             device_tree: device_tree.to_owned(),
             boot: [(boot_a, a), (boot_b, b)],
             stand_in,
-        };
-        bootloader.heal()?;
-        Ok(bootloader)
+        })
     }
 
     /// The copy beside the file.

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 
 use super::{
     failure::{Class, Failure},
-    machine::{Action, Content, Event, ImageFacts, Job, State, Written, step},
-    ports::{BootState, BootedFrom},
+    machine::{Action, Content, Event, ImageFacts, Job, Prepared, State, Written, step},
+    ports::{BootState, BootedFrom, PendingTrial},
     request::{Origin, Request},
     slot::Slot,
     status::{Times, UpdateReport},
@@ -34,12 +34,16 @@ pub struct Resumed {
 /// The state of an update whose slot was armed and never tried, because the power was lost before the bootloader was
 /// told ([`super::ports::Bootloader::trial_not_started`]): the slot is read back and armed once more.
 #[must_use]
-pub fn armed_anew(state: &State, booted: &BootedFrom) -> State {
+pub fn armed_anew(state: &State, booted: &BootedFrom, carries_over: bool) -> State {
     match state {
         State::Rebooting { written, armed_in }
             if booted.slot != written.job.target && *armed_in != booted.boot_id =>
         {
-            State::Arming(written.clone())
+            let written = written.clone();
+            match carries_over {
+                true => State::CarryingOver(written),
+                false => State::Arming(written),
+            }
         }
         other => other.clone(),
     }
@@ -58,6 +62,14 @@ pub fn resume(
     let Some(job) = state.job() else {
         return idle(booted, boot, last, now);
     };
+    let is_of_another = |trial: &&PendingTrial| {
+        let id = trial.job.as_deref().map(|tag| from_tag(tag).0);
+        trial.slot == booted.slot && id.is_some_and(|id| id != job.id)
+    };
+    if boot.trial.as_ref().filter(is_of_another).is_some() {
+        // No update starts while a trial is pending: the state file is of an earlier life of this slot.
+        return idle(booted, boot, last, now);
+    }
     let in_target = booted.slot == job.target;
     let id = &job.id;
     let go = |state: State, actions: Vec<Action>, finding: String| Resumed {
@@ -129,6 +141,18 @@ pub fn resume(
             format!("update {id}: reading the slot back once more before it is armed"),
         ),
 
+        // Armed last, if at all.
+        State::CarryingOver(w) if in_target => trial_or_unexplained(w, booted, boot, id),
+        // Some files may be in the slot, so that its digest says nothing any more; and it may be armed.
+        State::CarryingOver(Written { job, image, .. }) => {
+            let action = Action::DisableSlot(job.target);
+            go(
+                State::Disabling(Prepared { job, image }),
+                vec![action],
+                format!("update {id}: writing the slot again, since files were being carried over"),
+            )
+        }
+
         State::Rebooting { written, .. } if in_target => {
             trial_or_unexplained(written, booted, boot, id)
         }
@@ -150,8 +174,8 @@ pub fn resume(
                 "trial-boot-failed",
                 Class::Final,
                 format!(
-                    "slot {} did not come up: the bootloader fell back to slot {}, which runs{or}; look at the new \
-                     slot's console output, then build a repaired image",
+                    "slot {} did not come up as far as fwupdated, or could not say so: the bootloader fell back to \
+                     slot {}, which runs{or}; look at the new slot's console output, then build a repaired image",
                     written.job.target, booted.slot
                 ),
             );
@@ -235,6 +259,39 @@ pub fn resume(
     }
 }
 
+/// What the bootloader keeps of an update: its id and, behind a blank, its version, so that a new slot that has no
+/// state file still knows what it is. A version with other characters than usual stays away: a boot script may read it.
+#[must_use]
+pub fn job_tag(written: &Written) -> String {
+    let id = &written.job.id;
+    let usual = |c: char| c.is_ascii_alphanumeric() || "._+~:-".contains(c);
+    match &written.image.version {
+        Some(version) if version.chars().all(usual) => format!("{id} {version}"),
+        _ => id.clone(),
+    }
+}
+
+/// Id and version in a [`job_tag`].
+fn from_tag(tag: &str) -> (&str, Option<&str>) {
+    match tag.split_once(' ') {
+        Some((id, version)) => (id, Some(version)),
+        None => (tag, None),
+    }
+}
+
+/// What a reset by the hardware watchdog explains: `by` is the watchdog that the kernel says ended the last boot.
+pub fn explain_reset(resumed: &mut Resumed, by: &str) {
+    let State::Abandoning { failure, .. } = &mut resumed.state else {
+        return;
+    };
+    let says = format!("; the last reset was by the watchdog {by}");
+    let fell_back = ["trial-boot-failed", "trial-not-confirmed"].contains(&failure.code.as_str());
+    // A later start of the daemon finds it said.
+    if fell_back && !failure.message.ends_with(&says) {
+        failure.message.push_str(&says);
+    }
+}
+
 /// Nothing was under way as far as the state file knows.
 fn idle(
     booted: &BootedFrom,
@@ -264,8 +321,9 @@ fn idle(
     }
     // This boot is a trial, but the state file does not know of it: it lies on the other slot's file
     // system, or was lost. The bootloader's variables carry the job's id.
-    let id = trial.job.clone().unwrap_or_else(|| "unknown".to_owned());
-    let written = adopted(&id, trial.slot, now);
+    let tag = trial.job.as_deref().unwrap_or("unknown");
+    let (id, version) = from_tag(tag);
+    let written = adopted(id, version.map(str::to_owned), trial.slot, now);
     let given_up = last
         .filter(|l| l.id == id && l.stage.is_final())
         .and_then(|l| l.error.clone());
@@ -349,7 +407,7 @@ fn disagreement(booted: Slot, instead: &str) -> Failure {
 }
 
 /// The update of a trial boot that only the bootloader knows of. What its image was is not known.
-fn adopted(id: &str, slot: Slot, now: Timestamp) -> Written {
+fn adopted(id: &str, version: Option<String>, slot: Slot, now: Timestamp) -> Written {
     Written {
         job: Job {
             id: id.to_owned(),
@@ -362,7 +420,7 @@ fn adopted(id: &str, slot: Slot, now: Timestamp) -> Written {
             },
         },
         image: ImageFacts {
-            version: None,
+            version,
             size: None,
             boot_size: 0,
             manifest: None,
@@ -376,200 +434,4 @@ fn adopted(id: &str, slot: Slot, now: Timestamp) -> Written {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::update::{ports::PendingTrial, status::Stage};
-
-    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
-
-    fn written() -> Written {
-        let mut written = adopted("u1", Slot::B, NOW);
-        written.image.version = Some("2.0.0".to_owned());
-        written
-    }
-
-    fn prepared() -> crate::update::machine::Prepared {
-        let Written { job, image, .. } = written();
-        crate::update::machine::Prepared { job, image }
-    }
-
-    fn failure() -> Failure {
-        Failure::new("health-check-failed", Class::Final, "it is not healthy")
-    }
-
-    fn rebooting() -> State {
-        State::Rebooting {
-            written: written(),
-            armed_in: "boot-1".to_owned(),
-        }
-    }
-
-    /// Starts in boot 2, from `slot`.
-    fn start(state: &State, slot: Slot, confirmed: Slot, trial: bool) -> Resumed {
-        let booted = BootedFrom {
-            slot,
-            boot_id: "boot-2".to_owned(),
-        };
-        let trial = trial.then(|| PendingTrial {
-            slot: Slot::B,
-            tries_left: 2,
-            job: Some("u1".to_owned()),
-        });
-        resume(state, &booted, &BootState { confirmed, trial }, None, NOW)
-    }
-
-    fn end(resumed: &Resumed) -> (&Stage, Option<&str>) {
-        match &resumed.actions[..] {
-            [Action::Finish(end)] => (
-                &end.stage,
-                end.failure.as_ref().map(|failure| failure.code.as_str()),
-            ),
-            other => panic!("it did not end: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn before_the_slot_is_armed_the_update_goes_on_where_it_stopped() {
-        let writing = State::Writing(prepared());
-        let resumed = start(&writing, Slot::A, Slot::A, false);
-        // The slot is disabled again before it is written: the environment may have been restored meanwhile.
-        assert_eq!(resumed.state, State::Disabling(prepared()));
-        assert_eq!(resumed.actions, [Action::DisableSlot(Slot::B)]);
-        let verifying = State::Verifying(written());
-        let resumed = start(&verifying, Slot::A, Slot::A, false);
-        assert_eq!(resumed.state, verifying);
-        assert_eq!(resumed.actions, [Action::VerifySlot(written())]);
-    }
-
-    #[test]
-    fn what_was_armed_and_never_started_is_armed_anew_after_a_reboot_only() {
-        let boot = |slot, id: &str| BootedFrom {
-            slot,
-            boot_id: id.to_owned(),
-        };
-        let anew = armed_anew(&rebooting(), &boot(Slot::A, "boot-2"));
-        assert_eq!(anew, State::Arming(written()));
-        let resumed = start(&anew, Slot::A, Slot::A, true);
-        assert_eq!(resumed.actions, [Action::VerifySlot(written())]);
-        for same in [boot(Slot::A, "boot-1"), boot(Slot::B, "boot-2")] {
-            assert_eq!(armed_anew(&rebooting(), &same), rebooting());
-        }
-        let trial = State::Trial(written());
-        assert_eq!(armed_anew(&trial, &boot(Slot::A, "boot-2")), trial);
-    }
-
-    #[test]
-    fn a_target_that_runs_unexpectedly_is_never_written() {
-        for state in [
-            State::Waiting(written().job),
-            State::Checking(written().job),
-            State::Disabling(prepared()),
-            State::Writing(prepared()),
-            State::Verifying(written()),
-        ] {
-            let resumed = start(&state, Slot::B, Slot::B, false);
-            assert_eq!(resumed.state, State::Idle);
-            assert_eq!(
-                end(&resumed),
-                (&Stage::DownloadFailed, Some("boot-disagreement"))
-            );
-        }
-    }
-
-    #[test]
-    fn an_armed_slot_that_runs_goes_to_the_health_gate() {
-        for state in [
-            State::Arming(written()),
-            rebooting(),
-            State::Trial(written()),
-        ] {
-            let resumed = start(&state, Slot::B, Slot::A, true);
-            assert_eq!(resumed.state, State::Trial(written()), "{state:?}");
-            assert_eq!(resumed.actions, [Action::WatchHealth(written())]);
-        }
-    }
-
-    #[test]
-    fn the_old_slot_after_a_reboot_is_a_rollback_and_the_reason_is_told() {
-        for (state, code) in [
-            (rebooting(), "trial-boot-failed"),
-            (State::Trial(written()), "trial-not-confirmed"),
-            (State::Confirming(written()), "trial-not-confirmed"),
-        ] {
-            let resumed = start(&state, Slot::A, Slot::A, false);
-            let State::Abandoning { failure, .. } = &resumed.state else {
-                panic!("{:?}", resumed.state);
-            };
-            assert_eq!(failure.code, code);
-            assert_eq!(resumed.actions, [Action::DisableSlot(Slot::B)]);
-        }
-    }
-
-    #[test]
-    fn the_old_slot_after_the_new_one_was_confirmed_is_somebody_else_s_doing() {
-        let resumed = start(&State::Confirming(written()), Slot::A, Slot::B, false);
-        let State::Abandoning { failure, .. } = &resumed.state else {
-            panic!("{:?}", resumed.state);
-        };
-        assert_eq!(failure.code, "boot-disagreement");
-    }
-
-    #[test]
-    fn a_restart_before_the_reboot_happened_asks_for_it_again() {
-        let state = State::Rebooting {
-            written: written(),
-            armed_in: "boot-2".to_owned(),
-        };
-        let resumed = start(&state, Slot::A, Slot::A, true);
-        assert_eq!(
-            (&resumed.state, &resumed.actions[..]),
-            (&state, &[Action::Reboot][..])
-        );
-    }
-
-    #[test]
-    fn a_confirmation_whose_answer_was_lost_completes_the_update() {
-        let resumed = start(&State::Confirming(written()), Slot::B, Slot::B, false);
-        assert_eq!(end(&resumed), (&Stage::ApplyComplete, None));
-        // Not confirmed: whether it is healthy now is asked again.
-        let resumed = start(&State::Confirming(written()), Slot::B, Slot::A, true);
-        assert_eq!(resumed.actions, [Action::WatchHealth(written())]);
-    }
-
-    #[test]
-    fn a_rollback_that_did_not_happen_is_asked_for_again_and_one_that_did_is_reported() {
-        let state = State::RollingBack {
-            written: written(),
-            failure: failure(),
-        };
-        let resumed = start(&state, Slot::B, Slot::A, true);
-        assert_eq!(
-            (&resumed.state, &resumed.actions[..]),
-            (&state, &[Action::DisableSlot(Slot::B)][..])
-        );
-        let resumed = start(&state, Slot::A, Slot::A, false);
-        assert!(matches!(&resumed.state, State::Abandoning { failure: f, .. } if *f == failure()));
-    }
-
-    #[test]
-    fn a_trial_that_no_state_file_knows_of_is_checked_and_a_stale_one_is_ended() {
-        let resumed = start(&State::Idle, Slot::B, Slot::A, true);
-        let State::Trial(adopted) = &resumed.state else {
-            panic!("{:?}", resumed.state);
-        };
-        assert_eq!(
-            (adopted.job.id.as_str(), adopted.job.target),
-            ("u1", Slot::B)
-        );
-        let resumed = start(&State::Idle, Slot::A, Slot::A, true);
-        assert_eq!(resumed.clear_stale_trial, Some(Slot::B));
-        assert_eq!((resumed.state, resumed.actions), (State::Idle, vec![]));
-    }
-
-    #[test]
-    fn an_ordinary_start_does_nothing() {
-        let resumed = start(&State::Idle, Slot::A, Slot::A, false);
-        assert_eq!((resumed.state, resumed.actions), (State::Idle, vec![]));
-        assert_eq!((resumed.clear_stale_trial, resumed.finding), (None, None));
-    }
-}
+mod tests;

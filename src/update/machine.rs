@@ -8,11 +8,15 @@
 //!   |                                                                                               +-- Verifying
 //!   |                                                                                                       |
 //!   |<--SlotDisabled-- Abandoning <--Failed-- Rebooting <--SlotArmed-- Arming <---------SlotMatches---------+
-//!   |                                             :
+//!   |                                             :                 (with files to carry over, CarryingOver: below)
 //!   |                                      (reboot; update::boot decides)
 //!   |                                             :
 //!   |<--MarkedGood-- Confirming <--Healthy-- Trial --Unhealthy--> RollingBack --SlotDisabled--> (reboot)
 //! ```
+//!
+//! With files to carry over, `Verifying --CarryOverDue--> CarryingOver --SlotArmed--> Rebooting` takes the place of
+//! `Arming`: in it the files are copied, then the slot is armed. From the first file on, the slot is no longer what the
+//! image's digest says, so that a restart in this state begins with writing it again.
 //!
 //! What it guarantees, and `tests::no_path_arms_an_unverified_slot_and_every_path_ends` shows for
 //! every sequence of events:
@@ -117,6 +121,8 @@ pub enum State {
     Verifying(Written),
     /// The bootloader is told to try the slot.
     Arming(Written),
+    /// Files of the running system are copied into the slot; then the bootloader is told to try it.
+    CarryingOver(Written),
     /// Armed; the reboot was asked for during boot `armed_in`.
     Rebooting {
         /// The update.
@@ -162,6 +168,10 @@ pub enum Event {
     SlotWritten(Content),
     /// The slot was read back and holds what it must.
     SlotMatches,
+    /// The same, and files of the running system are to be copied into it.
+    CarryOverDue,
+    /// They are in it, and on the medium.
+    CarriedOver,
     /// The bootloader will try the target; asked during this boot.
     SlotArmed {
         /// Kernel boot id.
@@ -190,8 +200,10 @@ pub enum Action {
     DisableSlot(Slot),
     /// Download and write: `SlotWritten` or `Failed`.
     WriteSlot(Prepared),
-    /// Read back and compare: `SlotMatches` or `Failed`.
+    /// Read back and compare: `SlotMatches`, `CarryOverDue` or `Failed`.
     VerifySlot(Written),
+    /// Copy files of the running system into the slot, all or none: `CarriedOver` or `Failed`.
+    CarryOver(Written),
     /// Tell the bootloader to try the slot: `SlotArmed` or `Failed`.
     ArmSlot(Written),
     /// Reboot: nothing, or `Failed`.
@@ -240,9 +252,11 @@ impl State {
             Self::Disabling(Prepared { job, .. }) | Self::Writing(Prepared { job, .. }) => {
                 Some(job)
             }
-            Self::Verifying(w) | Self::Arming(w) | Self::Trial(w) | Self::Confirming(w) => {
-                Some(&w.job)
-            }
+            Self::Verifying(w)
+            | Self::Arming(w)
+            | Self::CarryingOver(w)
+            | Self::Trial(w)
+            | Self::Confirming(w) => Some(&w.job),
             Self::Rebooting { written, .. }
             | Self::RollingBack { written, .. }
             | Self::Abandoning { written, .. } => Some(&written.job),
@@ -264,9 +278,11 @@ impl State {
         match self {
             Self::Idle | Self::Waiting(_) | Self::Checking(_) => None,
             Self::Disabling(p) | Self::Writing(p) => Some(&p.image),
-            Self::Verifying(w) | Self::Arming(w) | Self::Trial(w) | Self::Confirming(w) => {
-                Some(&w.image)
-            }
+            Self::Verifying(w)
+            | Self::Arming(w)
+            | Self::CarryingOver(w)
+            | Self::Trial(w)
+            | Self::Confirming(w) => Some(&w.image),
             Self::Rebooting { written, .. }
             | Self::RollingBack { written, .. }
             | Self::Abandoning { written, .. } => Some(&written.image),
@@ -281,7 +297,7 @@ impl State {
             Self::Waiting(_) | Self::Checking(_) => Stage::Waiting,
             Self::Disabling(_) | Self::Writing(_) => Stage::Downloading,
             Self::Verifying(_) => Stage::DownloadComplete,
-            Self::Arming(_) => Stage::Applying,
+            Self::Arming(_) | Self::CarryingOver(_) => Stage::Applying,
             Self::Rebooting { .. } | Self::RollingBack { .. } | Self::Abandoning { .. } => {
                 Stage::Rebooting
             }
@@ -391,7 +407,25 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
         (S::Arming(written), E::SlotMatches) => {
             (S::Arming(written.clone()), vec![A::ArmSlot(written)])
         }
-        (S::Arming(written), E::SlotArmed { boot_id }) => (
+        // It may be armed already: then a power cut would boot it with half of the files.
+        (S::Arming(Written { job, image, .. }), E::CarryOverDue) => {
+            let target = job.target;
+            (
+                S::Disabling(Prepared { job, image }),
+                vec![A::DisableSlot(target)],
+            )
+        }
+        (S::Verifying(mut written), E::CarryOverDue) => {
+            written.job.times.applying = Some(now);
+            (
+                S::CarryingOver(written.clone()),
+                vec![A::CarryOver(written)],
+            )
+        }
+        (S::CarryingOver(written), E::CarriedOver) => {
+            (S::CarryingOver(written.clone()), vec![A::ArmSlot(written)])
+        }
+        (S::Arming(written) | S::CarryingOver(written), E::SlotArmed { boot_id }) => (
             S::Rebooting {
                 written,
                 armed_in: boot_id,
@@ -432,7 +466,10 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             written.finished(Stage::DownloadFailed, Some(failure), now)
         }
         // The bootloader may hold the trial already: disarm before giving up.
-        (S::Arming(written) | S::Rebooting { written, .. }, E::Failed(failure)) => {
+        (
+            S::Arming(written) | S::CarryingOver(written) | S::Rebooting { written, .. },
+            E::Failed(failure),
+        ) => {
             let target = written.job.target;
             (
                 S::Abandoning { written, failure },
@@ -482,6 +519,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             | S::Writing(_)
             | S::Verifying(_)
             | S::Arming(_)
+            | S::CarryingOver(_)
             | S::Rebooting { .. }
             | S::Trial(_)
             | S::Confirming(_)
@@ -491,6 +529,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
         ) => return Err(Refused::Busy),
         (
             S::Arming(_)
+            | S::CarryingOver(_)
             | S::Rebooting { .. }
             | S::Trial(_)
             | S::Confirming(_)
@@ -506,6 +545,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             | S::Writing(_)
             | S::Verifying(_)
             | S::Arming(_)
+            | S::CarryingOver(_)
             | S::Rebooting { .. }
             | S::Trial(_)
             | S::Confirming(_)
@@ -516,6 +556,8 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             | E::SlotDisabled
             | E::SlotWritten(_)
             | E::SlotMatches
+            | E::CarryOverDue
+            | E::CarriedOver
             | E::SlotArmed { .. }
             | E::Healthy
             | E::Unhealthy(_)

@@ -197,12 +197,12 @@ pub(crate) const RULES: &[Rule] = &[
         sample: ("src/daemon/mod.rs", "use crate::ctl::exit;"),
     },
     Rule {
-        says: "the command-line tool shares only the control interface's names with the daemon",
+        says: "the command-line tool shares only the control interface's names and the identity in files with the daemon",
         instead: "ask the running daemon over its socket, or move what both need below them",
         within: &["src/ctl/"],
         but: &[],
         forbidden: &["crate::daemon"],
-        allowed: &["crate::daemon::control_names"],
+        allowed: &["crate::daemon::control_names", "crate::daemon::identity"],
         in_tests: true,
         sample: (
             "src/ctl/local.rs",
@@ -312,6 +312,16 @@ pub(crate) const RULES: &[Rule] = &[
         allowed: &[],
         in_tests: false,
         sample: ("src/daemon/saved.rs", "fn f() { file.sync_all()?; }"),
+    },
+    Rule {
+        says: "only platform/carry_over mounts, and writes into another root file system (rustix)",
+        instead: "add a function there",
+        within: PRODUCT,
+        but: &["src/platform/carry_over"],
+        forbidden: &["rustix", "mount::mount"],
+        allowed: &[],
+        in_tests: false,
+        sample: ("src/platform/slots.rs", "use rustix::mount::fsmount;"),
     },
     Rule {
         says: "processes are started by daemon/hooks.rs and platform/reboot.rs alone",

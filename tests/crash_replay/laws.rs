@@ -361,9 +361,10 @@ impl Walk<'_> {
             | State::Disabling(_)
             | State::Writing(_)
             | State::Verifying(_) => old && trial.is_none(),
-            State::Arming(_) | State::RollingBack { .. } | State::Abandoning { .. } => {
-                old && (ours || trial.is_none())
-            }
+            State::Arming(_)
+            | State::CarryingOver(_)
+            | State::RollingBack { .. }
+            | State::Abandoning { .. } => old && (ours || trial.is_none()),
             State::Rebooting { .. } | State::Trial(_) => old && (ours || self.used_up),
             State::Confirming(_) => (old && (ours || self.used_up)) || (!old && trial.is_none()),
         };
@@ -421,7 +422,7 @@ fn decision(variables: &Variables) -> Result<Decision, String> {
     let trial = match (trial, tries, job) {
         (None, None, None) => None,
         (Some(trial), Some(_), Some(job)) if trial != confirmed => {
-            // The update's id; more may stand behind a blank.
+            // Behind the id, the version.
             let id = job.split(' ').next().unwrap_or_default();
             Some((trial, id.to_owned()))
         }

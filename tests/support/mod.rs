@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod browser;
+pub(crate) mod bus;
 pub(crate) mod connect_proxy;
 pub(crate) mod figures;
 pub(crate) mod image_server;

@@ -95,6 +95,7 @@ impl Updater {
             | State::Writing(_)
             | State::Verifying(_)
             | State::Arming(_)
+            | State::CarryingOver(_)
             | State::Rebooting { .. } => Some(self.unsaved_failure()),
         }
     }
@@ -179,6 +180,12 @@ fn describe(state: &State) -> String {
         }
         State::Verifying(w) => format!("everything is on slot {}; reading it back", w.job.target),
         State::Arming(w) => format!("slot {} is verified; arming it", w.job.target),
+        State::CarryingOver(w) => {
+            format!(
+                "slot {} is verified; carrying files over, then arming it",
+                w.job.target
+            )
+        }
         State::Rebooting { written, .. } => {
             format!("rebooting into slot {} on trial", written.job.target)
         }

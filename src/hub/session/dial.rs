@@ -93,7 +93,11 @@ async fn handshake(wire: &mut Wire, connect: Connect) -> io::Result<ConnectRetur
     }
 }
 
-async fn dial(endpoint: &Endpoint, stage: &mut &'static str) -> Result<Wire, SessionError> {
+/// Everything before CONNECT; `stage` says at any time how far it came.
+pub(super) async fn dial(
+    endpoint: &Endpoint,
+    stage: &mut &'static str,
+) -> Result<Wire, SessionError> {
     let at = endpoint.authority();
     let first = match &endpoint.proxy {
         Some(proxy) => (proxy.host.as_str(), proxy.port),

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fmt::Write as _,
     fs::{self, File, Metadata},
     io,
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -61,11 +60,7 @@ pub(super) fn refuse_held_file(
         device: path.to_owned(),
         holder,
     };
-    if let Some((name, number)) = loops_over(meta).first() {
-        let mut holder = format!("it is attached as /dev/{name}");
-        for mount in mounted(number) {
-            let _ = write!(holder, ", mounted at {}", mount.display());
-        }
+    if let Some(holder) = attachments(meta).into_iter().next() {
         return Err(held(holder));
     }
     file.try_lock().map_err(|error| match error {
@@ -96,8 +91,43 @@ fn loops_over(meta: &Metadata) -> Vec<(String, String)> {
         .collect()
 }
 
+/// Who holds the device or file at `path` as far as the kernel tells, in words. Opens nothing, so that it disturbs
+/// nobody; a program that has the device open exclusively is not seen.
+///
+/// # Errors
+/// When there is no such thing.
+pub fn who_holds(path: &Path) -> io::Result<Vec<String>> {
+    let meta = fs::metadata(path)?;
+    if meta.file_type().is_block_device() {
+        return Ok(holders_of(meta.rdev()).into_iter().collect());
+    }
+    Ok(attachments(&meta))
+}
+
+/// The loop devices over the file with `meta`, in words.
+fn attachments(meta: &Metadata) -> Vec<String> {
+    let attached = |(name, number): (String, String)| {
+        let mounts = mounted(&number).into_iter();
+        let mounts = mounts.map(|mount| format!(", mounted at {}", mount.display()));
+        format!(
+            "it is attached as /dev/{name}{}",
+            mounts.collect::<String>()
+        )
+    };
+    loops_over(meta).into_iter().map(attached).collect()
+}
+
 /// Who holds the device `rdev`, in words: mounts, swap, device-mapper and the like, its partitions.
 pub(super) fn holder_of(rdev: u64) -> String {
+    let found = holders_of(rdev);
+    if found.is_empty() {
+        "another program has opened it exclusively".to_owned()
+    } else {
+        found.into_iter().collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn holders_of(rdev: u64) -> BTreeSet<String> {
     let device = number(rdev);
     let dir = PathBuf::from(format!("/sys/dev/block/{device}"));
     let mut found = BTreeSet::new();
@@ -121,11 +151,7 @@ pub(super) fn holder_of(rdev: u64) -> String {
             describe(&format!("its partition /dev/{name}"), number.trim(), &part);
         }
     }
-    if found.is_empty() {
-        "another program has opened it exclusively".to_owned()
-    } else {
-        found.into_iter().collect::<Vec<_>>().join(", ")
-    }
+    found
 }
 
 fn names_in(dir: &Path) -> Vec<String> {

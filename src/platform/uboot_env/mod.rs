@@ -6,7 +6,7 @@
 //! | `fwupdated_slot` | `a` or `b`: the confirmed slot |
 //! | `fwupdated_trial` | the slot on trial; absent otherwise |
 //! | `fwupdated_tries` | boots left in this trial |
-//! | `fwupdated_job` | the update that armed it |
+//! | `fwupdated_job` | the update that armed it: its id and, behind a blank, its version |
 //!
 //! Each decision is **one** write ([`UbootEnv::update`]), read back before it counts. Before a slot is written, the
 //! older copy too is brought to say what is in force ([`UbootEnv::forget_older`]). How the boot script
@@ -16,6 +16,7 @@
 mod boot_model;
 pub mod codec;
 mod flash;
+mod inspect;
 mod location;
 mod marks;
 mod restore;
@@ -29,6 +30,7 @@ use tracing::warn;
 pub use self::{
     boot_model::{boot_decision, boot_decision_with_mark},
     codec::{Env, VariableError},
+    inspect::{CopySeen, CopyState, inspect},
     location::{Area, EnvLocation, LocationError},
     marks::{BACKUP, MARK, MarkError},
     restore::{Restored, SourceError},

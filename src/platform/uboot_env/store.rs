@@ -423,6 +423,11 @@ impl UbootEnv {
     }
 }
 
+/// A copy's bytes, good or not.
+pub(super) fn read_area(area: &Area) -> io::Result<Vec<u8>> {
+    Medium::open(area, false)?.read(area)
+}
+
 /// What a copy lies on, opened.
 enum Medium {
     /// A block device or a file.

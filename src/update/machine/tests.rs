@@ -60,6 +60,8 @@ fn up_to_the_reboot() -> Vec<Event> {
 fn every_event() -> Vec<Event> {
     let mut events = up_to_the_reboot();
     events.extend([
+        Event::CarryOverDue,
+        Event::CarriedOver,
         Event::Healthy,
         Event::Unhealthy(failure()),
         Event::MarkedGood,
@@ -84,6 +86,8 @@ struct Board {
     /// Slot b was written since the last time it was disabled or found bad, and then read back.
     written: bool,
     verified: bool,
+    /// Some of the files to be carried over are in it, but not all.
+    half_carried: bool,
     /// The boot script would not choose slot b.
     disabled: bool,
     healthy: bool,
@@ -100,6 +104,7 @@ impl Board {
             trial: false,
             written: false,
             verified: false,
+            half_carried: false,
             disabled: false,
             healthy: false,
             given_up: false,
@@ -146,8 +151,14 @@ impl Board {
                 assert!(self.disabled, "written while it may boot: {path:?}");
                 (self.written, self.verified) = (false, false);
             }
+            Action::CarryOver(_) => {
+                assert_eq!(self.booted, Slot::A, "carried into what runs: {path:?}");
+                assert!(self.written && self.verified && !self.trial, "{path:?}");
+                self.half_carried = true;
+            }
             Action::ArmSlot(_) => {
                 assert!(self.written && self.verified, "armed unverified: {path:?}");
+                assert!(!self.half_carried, "armed half carried over: {path:?}");
                 assert_eq!(self.booted, Slot::A, "armed the running slot: {path:?}");
             }
             Action::MarkGood(slot) => {
@@ -203,11 +214,19 @@ impl Board {
             }
             Event::SlotWritten(_) => {
                 asked(|a| matches!(a, Action::WriteSlot(_)))?;
-                next.written = true;
+                (next.written, next.half_carried) = (true, false);
             }
-            Event::SlotMatches => {
+            Event::SlotMatches | Event::CarryOverDue => {
                 asked(|a| matches!(a, Action::VerifySlot(_)))?;
+                // With only some of the files it could not match.
+                if next.half_carried {
+                    return None;
+                }
                 next.verified = next.written;
+            }
+            Event::CarriedOver => {
+                asked(|a| matches!(a, Action::CarryOver(_)))?;
+                next.half_carried = false;
             }
             Event::SlotArmed { .. } => {
                 asked(|a| matches!(a, Action::ArmSlot(_)))?;
@@ -290,6 +309,7 @@ fn worst_answer(board: &Board, pending: &[Action]) -> Option<Event> {
         Action::DisableSlot(_) => Event::SlotDisabled,
         Action::WriteSlot(_) => Event::SlotWritten(content()),
         Action::VerifySlot(_) => Event::SlotMatches,
+        Action::CarryOver(_) => Event::CarriedOver,
         Action::ArmSlot(_) => Event::SlotArmed {
             boot_id: format!("boot-{}", board.boot),
         },
@@ -408,7 +428,7 @@ fn no_path_arms_an_unverified_slot_and_every_path_ends() {
             // A slot that may boot is either confirmed or was written and verified.
             if after.trial {
                 assert!(
-                    after.verified && after.written,
+                    after.verified && after.written && !after.half_carried,
                     "a trial of an unverified slot: {path:?}"
                 );
             }
@@ -476,6 +496,40 @@ fn the_good_path_reaches_complete_only_after_the_trial() {
 }
 
 #[test]
+fn files_are_carried_over_between_the_read_back_and_the_arming() {
+    let now = Timestamp::UNIX_EPOCH;
+    let mut state = State::Idle;
+    let mut events = up_to_the_reboot();
+    let armed = events.pop().unwrap();
+    assert_eq!(events.pop(), Some(Event::SlotMatches));
+    for event in events {
+        state = step(&state, event, now).unwrap().0;
+    }
+    let (carrying, actions) = step(&state, Event::CarryOverDue, now).unwrap();
+    assert!(
+        matches!(&actions[..], [Action::CarryOver(_)]),
+        "{actions:?}"
+    );
+    let (arming, actions) = step(&carrying, Event::CarriedOver, now).unwrap();
+    assert!(matches!(&actions[..], [Action::ArmSlot(_)]), "{actions:?}");
+    let (rebooting, _) = step(&arming, armed, now).unwrap();
+    assert!(matches!(rebooting, State::Rebooting { .. }));
+    // The same after a restart, when the slot may be armed already: from the start.
+    let armed = State::Arming(Written {
+        job: job(),
+        image: facts(),
+        content: content(),
+    });
+    let (state, actions) = step(&armed, Event::CarryOverDue, now).unwrap();
+    assert!(matches!(state, State::Disabling(_)));
+    assert_eq!(actions, [Action::DisableSlot(Slot::B)]);
+    // The slot may be half changed: it is disabled before the update ends.
+    let (given_up, actions) = step(&carrying, Event::Failed(failure()), now).unwrap();
+    assert!(matches!(given_up, State::Abandoning { .. }));
+    assert_eq!(actions, [Action::DisableSlot(Slot::B)]);
+}
+
+#[test]
 fn a_second_request_is_busy_in_every_state_but_idle_and_a_late_cancel_is_too_late() {
     let now = Timestamp::UNIX_EPOCH;
     let written = Written {
@@ -497,6 +551,7 @@ fn a_second_request_is_busy_in_every_state_but_idle_and_a_late_cancel_is_too_lat
     ];
     let late = [
         State::Arming(written.clone()),
+        State::CarryingOver(written.clone()),
         State::Rebooting {
             written: written.clone(),
             armed_in: "boot-0".into(),
@@ -553,6 +608,7 @@ fn every_state_survives_the_state_file() {
             written: written.clone(),
             failure: failure(),
         },
+        State::CarryingOver(written.clone()),
         State::Trial(written),
     ] {
         let text = serde_json::to_string(&state).unwrap();

@@ -56,9 +56,9 @@ if ! make --no-print-directory demo >target/demo.log 2>&1; then
 fi
 grep -E '^[0-9]\.|=>|^The demo took' target/demo.log
 
-step "cargo test"
-cargo test --workspace --locked --no-fail-fast
-
 # Without root, QEMU or Debian's packages it says that it is skipped; VM_TEST=required makes that a failure.
 step "virtual machine, short form"
 tests/vm/run.sh
+
+step "cargo test"
+cargo test --workspace --locked --no-fail-fast

@@ -91,8 +91,6 @@ struct Run {
     cancel: Cancel,
     say: mpsc::UnboundedSender<(u64, Report)>,
     generation: u64,
-    /// What a reboot is for.
-    purpose: Purpose,
     /// What the action is for.
     machine: State,
     /// How things stood before the trial boot.
@@ -189,11 +187,6 @@ impl Actions {
         self.interrupt();
         let (canceller, cancel) = cancellation();
         let (meter, say, generation) = (self.meter.clone(), self.sender.clone(), self.generation);
-        let purpose = match saved.machine {
-            State::RollingBack { .. } => Purpose::Rollback,
-            State::Rebooting { .. } => Purpose::Trial,
-            _ => Purpose::Request,
-        };
         let running = saved.slots.get(&context.board.booted.slot);
         let installed = running
             .and_then(|record| record.content)
@@ -208,7 +201,6 @@ impl Actions {
             cancel,
             say,
             generation,
-            purpose,
             machine: saved.machine.clone(),
             baseline: saved.baseline.clone(),
             installed,
@@ -240,6 +232,15 @@ fn version_of_booted(context: &Context, saved: &Saved) -> Option<String> {
 }
 
 impl Run {
+    /// What a reboot is for.
+    fn purpose(&self) -> Purpose {
+        match self.machine {
+            State::RollingBack { .. } => Purpose::Rollback,
+            State::Rebooting { .. } => Purpose::Trial,
+            _ => Purpose::Request,
+        }
+    }
+
     fn report(&self, report: Report) {
         // The updater is gone only when the process ends.
         let _ = self.say.send((self.generation, report));
@@ -419,7 +420,7 @@ impl Run {
         blocking(move || board.with_bootloader(|bootloader| bootloader.mark_bad(slot))).await?;
         // Whatever an earlier run left behind: no reboot by anyone may try this slot now. Within a trial nothing can be
         // left, and the way back does not wait for a logind that may be sick.
-        let way_back = self.purpose == Purpose::Rollback;
+        let way_back = self.purpose() == Purpose::Rollback;
         if self.context.config.bootloader.kind == BootloaderKind::Tryboot && !way_back {
             self.context.board.rebooter.withdraw().await;
         }
@@ -459,19 +460,18 @@ impl Run {
     }
 
     async fn reboot(&self) -> Result<Event, Failure> {
-        if matches!(self.machine, State::Rebooting { .. }) {
-            self.tell(Moment::PreReboot).await;
-        }
-        let board = self.context.board.clone();
-        let argument = match self.purpose {
+        let purpose = self.purpose();
+        let argument = match purpose {
             Purpose::Trial => {
+                self.tell(Moment::PreReboot).await;
+                let board = self.context.board.clone();
                 blocking(move || board.with_bootloader(|bootloader| bootloader.start_trial()))
                     .await?
             }
             Purpose::Request | Purpose::Rollback => None,
         };
         let rebooter = &self.context.board.rebooter;
-        let error = match rebooter.reboot(self.purpose, argument).await {
+        let error = match rebooter.reboot(purpose, argument).await {
             Ok(()) => {
                 tokio::time::sleep(REBOOT_LIMIT).await;
                 let text = format!(

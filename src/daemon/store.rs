@@ -150,7 +150,7 @@ pub fn warning_about_place(config: &Config) -> Option<String> {
     if config.carry_over.covers(directory) {
         return None;
     }
-    belongs_to_a_slot(config.bootloader.kind, is_on_root(directory)?).then(|| {
+    belongs_to_a_slot(config.bootloader.kind, is_on_root(directory).ok()?).then(|| {
         format!(
             "the state directory {} lies in the running slot's own file system: the other slot starts without it, so \
              that at each switch of slots the history of updates, the security epoch and the memory of images known \

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     config::Config,
     hub::{desired::DesiredTracker, method::Answer},
-    platform::{fetch::Fetcher, last_reset},
+    platform::{fetch::Fetcher, watchdog},
     update::{
         boot,
         failure::{Class, Failure},
@@ -266,8 +266,8 @@ impl Updater {
             self.saved.last_run.as_ref(),
             now,
         );
-        if let Some(watchdog) = last_reset::by_watchdog() {
-            boot::explain_reset(&mut resumed, &watchdog);
+        if let Some(watchdog) = watchdog::devices().iter().find(|it| it.ended_last_boot) {
+            boot::explain_reset(&mut resumed, &watchdog.name);
         }
         info!(
             "slot {} runs{}",

@@ -254,12 +254,13 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Whether `directory` is part of the running root file system, which an update replaces. `None` when that cannot be
-/// found out.
-#[must_use]
-pub fn is_on_root(directory: &Path) -> Option<bool> {
-    let device = |path: &Path| Some(fs::metadata(path).ok()?.dev());
-    Some(device(directory)? == device(Path::new("/"))?)
+/// Whether `directory` is part of the running root file system, which an update replaces.
+///
+/// # Errors
+/// It cannot be looked at.
+pub fn is_on_root(directory: &Path) -> io::Result<bool> {
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev());
+    Ok(device(directory)? == device(Path::new("/"))?)
 }
 
 /// Lines of JSON, the newest last; bounded.

@@ -98,7 +98,7 @@ pub(super) fn gather(config: &Config) -> Facts {
         free: free.map(|it| u64::from(it.blocks_available()) * u64::from(it.fragment_size())),
         in_slot: real
             && !config.carry_over.covers(&directory)
-            && is_on_root(&directory) == Some(true),
+            && is_on_root(&directory).is_ok_and(|on_root| on_root),
         directory,
     }
 }

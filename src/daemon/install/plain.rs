@@ -110,13 +110,15 @@ fn fill(
     let explain = |error| explain(source, error);
     let payload = plain_decoder(kind, file).and_then(archive::payload);
     let payload = payload.map_err(explain)?;
-    if payload.boot != boot && kind != PlainKind::Zstd {
-        let why = "with a boot partition it must be compressed by zstd";
-        return Err(Failure::from(&PlainError::Archive(why)));
-    }
     if payload.boot != boot {
-        let uri = source.uri().to_string();
-        return Err(Failure::from(&InstallError::Changed { uri }));
+        return Err(match kind {
+            PlainKind::Zstd => Failure::from(&InstallError::Changed {
+                uri: source.uri().to_string(),
+            }),
+            _ => Failure::from(&PlainError::Archive(
+                "with a boot partition it must be compressed by zstd",
+            )),
+        });
     }
     let mut decoder = payload.bytes;
     let mut context = digest::Context::new(&digest::SHA256);

@@ -11,7 +11,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -111,12 +110,10 @@ impl Marks {
         if !self.apart_from_root {
             return Ok(());
         }
-        let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev());
         let folder = file.parent().unwrap_or(Path::new("/"));
-        let devices = device(folder).and_then(|folder| Ok((folder, device(Path::new("/"))?)));
-        match devices {
-            Ok((folder, root)) if folder != root => Ok(()),
-            Ok(_) => Err(MarkError::NotMounted(file.to_owned())),
+        match state_file::is_on_root(folder) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(MarkError::NotMounted(file.to_owned())),
             Err(source) => Err(MarkError::Folder {
                 file: file.to_owned(),
                 source,
@@ -144,6 +141,8 @@ fn replace(file: &Path, bytes: &[u8]) -> Result<(), MarkError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
     use crate::platform::uboot_env::variables::own::Own;
 

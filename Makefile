@@ -33,6 +33,8 @@ deb: ## Build the Debian package of this machine's architecture, into target/deb
 vm-test: ## Run every scenario in a virtual machine: updates, broken versions, 30 power cuts (as root, an hour)
 	@tests/setup.sh --vm
 	@VM_TEST=required tests/vm/run.sh --whole
+	@cargo test --quiet --locked --test tryboot --no-run
+	@tests/rpi/fat-in-vm.sh
 
 .PHONY: bench-hub
 bench-hub: ## Measure the hub connection: traffic, wake-ups, memory (as root), and ten thousand devices at once (10 minutes)

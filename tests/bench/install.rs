@@ -2,7 +2,7 @@
 //!
 //! Options (`make bench-install ARGS="..."`):
 //! `--runs N` (default 3) · `--pairs FOLDER` (default target/pairs, made by tests/bench/pairs.sh) ·
-//! `--only SCENE,...` (whole, kill, throttled, updates, same, memory, build) · `--slow` (also `zstd -19`, half an hour) ·
+//! `--only SCENE,...` (whole, kill, throttled, updates, same, squashfs, memory, build) · `--slow` (also `zstd -19`, half an hour) ·
 //! `--write-docs` (docs/explanation/performance.md) · `--smoke` (tiny images, no other tools, one run: is it alive?)
 //!
 //! Tools that are not installed are skipped, loudly. A result that is not the image ends the benchmark: speed without it is worth

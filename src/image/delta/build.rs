@@ -32,8 +32,8 @@ use crate::{
     update::digest::Sha256,
 };
 
-/// zstd level of patches when none is given.
-pub const DEFAULT_LEVEL: i32 = 9;
+/// zstd level of patches when none is given: a delta is made once for a pair, and every device of the fleet fetches it.
+pub const DEFAULT_LEVEL: i32 = 19;
 
 /// Missing chunks are gathered up to this many raw bytes before they are made by one patch.
 const GROUP: usize = 256 * 1024;

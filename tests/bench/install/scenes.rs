@@ -42,12 +42,15 @@ pub(crate) const NAMES: &[&str] = &[
     "throttled",
     "updates",
     "same",
+    "squashfs",
     "memory",
     "build",
 ];
 const GIB: u64 = 1 << 30;
 /// The default of `fwupdatectl image build`.
 const LEVEL: i32 = 9;
+/// The image of the old release.
+const OLD_IMAGE: &str = "old.img.zst";
 
 /// Everything that scenes work with.
 pub(crate) struct Stage {
@@ -56,6 +59,8 @@ pub(crate) struct Stage {
     server: Server,
     board: Board,
     old: PathBuf,
+    /// The image of it, below `files`.
+    old_image: &'static str,
     /// The releases that follow the old one, by name.
     new: Vec<(&'static str, PathBuf)>,
     noise: PathBuf,
@@ -130,6 +135,7 @@ impl Stage {
             server,
             board,
             old,
+            old_image: OLD_IMAGE,
             new,
             noise,
             files,
@@ -155,7 +161,7 @@ impl Stage {
         }
         if self.wants("updates") || self.wants("same") {
             self.board
-                .live_on(&self.rig, &self.server.url("old.img.zst"))
+                .live_on(&self.rig, &self.server.url(OLD_IMAGE))
                 .await?;
         }
         if self.wants("updates") {
@@ -165,6 +171,9 @@ impl Stage {
         }
         if self.wants("same") {
             self.same().await?;
+        }
+        if self.wants("squashfs") && !self.wish.smoke {
+            self.squashfs().await?;
         }
         if self.wants("memory") {
             self.memory().await?;
@@ -197,7 +206,7 @@ impl Stage {
             &self.rig,
             &self.old,
             "1.1.0",
-            &self.files.join("old.img.zst"),
+            &self.files.join(OLD_IMAGE),
             &["--level", "1"],
         )?;
         let mut ours = Row {

@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod arguments;
 mod bulk;
 mod ca;
 mod certificates;
@@ -67,6 +68,7 @@ mod user_name;
 mod websocket;
 mod wire_log;
 
+pub use arguments::Arguments;
 pub use certificates::DeviceCertificate;
 pub use emulator::Emulator;
 pub use fault::{Fault, FaultError};

@@ -21,6 +21,7 @@ pub mod link;
 pub mod logging;
 pub mod meter;
 pub mod moments;
+pub mod pace;
 pub mod policy;
 pub mod preflight;
 pub mod saved;
@@ -65,6 +66,12 @@ struct Options {
     /// Check the configuration and exit
     #[arg(long)]
     check: bool,
+}
+
+/// The command line as it is defined, for man page and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Options as clap::CommandFactory>::command()
 }
 
 /// The program `fwupdated`.

@@ -14,7 +14,10 @@ use tokio::{
 };
 use tracing::{error, info};
 
-use super::updater::Published;
+use super::{
+    pace::{Pace, rate},
+    updater::Published,
+};
 use crate::{
     platform::service_manager,
     update::{
@@ -122,9 +125,14 @@ pub async fn keep_alive(
     // Twice within the patience, so that a stall shorter than the interval never costs a restart.
     let mut feed = tokio::time::interval(interval / 4);
     let mut said = String::new();
+    let mut pace = Pace::default();
     let mut was_alive = true;
     loop {
-        let line = status_line(&published.borrow_and_update().status);
+        let line = {
+            let now = published.borrow_and_update();
+            let speed = pace.observe(heartbeat.start.elapsed(), now.status.update.as_ref());
+            status_line(&now.status, speed)
+        };
         if line != said {
             service_manager::status(&line);
             said = line;
@@ -153,9 +161,9 @@ pub async fn keep_alive(
     }
 }
 
-/// One short line for `systemctl status`.
+/// One short line for `systemctl status`; `speed` in bytes a second.
 #[must_use]
-pub fn status_line(status: &Status) -> String {
+pub fn status_line(status: &Status, speed: Option<u64>) -> String {
     let hub = match (&status.hub.device_id, status.hub.connected) {
         (_, true) => "hub connected",
         (Some(_), false) => "hub not connected",
@@ -173,7 +181,8 @@ pub fn status_line(status: &Status) -> String {
         (None, Some(update)) if !update.stage.is_final() => {
             let percent = match update.stage {
                 Stage::Downloading | Stage::DownloadComplete if update.progress.bytes_total > 0 => {
-                    format!(" {} %", update.progress.percent())
+                    let speed = speed.map_or(String::new(), |speed| format!(" at {}", rate(speed)));
+                    format!(" {} %{speed}", update.progress.percent())
                 }
                 _ => String::new(),
             };
@@ -204,7 +213,14 @@ pub fn status_line(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::update::{
+        request::Origin,
+        slot::Slot,
+        status::{HubStatus, Progress, Times, UpdateReport},
+    };
 
     #[test]
     fn an_updater_that_stands_still_is_noticed_and_one_that_starts_gets_a_bounded_time() {
@@ -218,5 +234,46 @@ mod tests {
         heartbeat.beat_at(1000 * second);
         assert!(heartbeat.is_alive(1059 * second, patience));
         assert!(!heartbeat.is_alive(1060 * second, patience));
+    }
+
+    #[test]
+    fn the_line_says_slot_hub_update_stage_percent_and_speed() {
+        let status = Status {
+            daemon_version: "0.1.0".to_owned(),
+            firmware_version: Some("1.3.0".to_owned()),
+            booted_slot: Some(Slot::A),
+            slots: BTreeMap::new(),
+            bootloader: "uboot".to_owned(),
+            unsigned_allowed: false,
+            hub: HubStatus {
+                connected: true,
+                ..HubStatus::default()
+            },
+            update: Some(UpdateReport {
+                id: "u-1".to_owned(),
+                origin: Origin::Method,
+                uri: "https://images.example/x".to_owned(),
+                target: Slot::B,
+                version: Some("1.4.0".to_owned()),
+                from_version: None,
+                stage: Stage::Downloading,
+                detail: Some("the server is asked again".to_owned()),
+                progress: Progress {
+                    bytes_done: 42,
+                    bytes_total: 100,
+                    ..Progress::default()
+                },
+                times: Times::default(),
+                error: None,
+            }),
+            last_success: None,
+            problem: None,
+        };
+        assert_eq!(
+            status_line(&status, Some(3_400_000)),
+            "slot a (1.3.0), hub connected, \
+             update u-1 to slot b: downloading 42 % at 3.4 MB/s (the server is asked again)"
+        );
+        assert!(status_line(&status, None).contains("downloading 42 % ("));
     }
 }

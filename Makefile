@@ -25,9 +25,14 @@ crash-replay: setup ## Replay every power cut of whole updates, at length: a tho
 	@CRASH_REPLAY=full cargo test --locked --test crash_replay -- --include-ignored
 
 .PHONY: deb
-deb: ## Build the Debian package of this machine's architecture, into target/debian/
-	@tests/setup.sh --deb
-	@cargo deb --locked
+deb: ## Build the Debian packages into target/debian/, for this machine or ARCH=amd64|arm64|armhf|all
+	@tests/setup.sh $(if $(ARCH),--cross,--deb)
+	@packaging/build-deb.sh $(ARCH)
+
+.PHONY: package-test
+package-test: ## Build the packages for all architectures and test them: lintian, piuparts, clean roots, an update each (as root, half an hour)
+	@tests/setup.sh --packages
+	@PACKAGE_TEST=required tests/packaging/run.sh --whole
 
 .PHONY: vm-test
 vm-test: ## Run every scenario in a virtual machine: updates, broken versions, 30 power cuts (as root, an hour)

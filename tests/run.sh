@@ -56,6 +56,10 @@ if ! make --no-print-directory demo >target/demo.log 2>&1; then
 fi
 grep -E '^[0-9]\.|=>|^The demo took' target/demo.log
 
+# Without root or mmdebstrap it says that it is skipped; PACKAGE_TEST=required makes that a failure.
+step "Debian packages"
+tests/packaging/run.sh
+
 # Without root, QEMU or Debian's packages it says that it is skipped; VM_TEST=required makes that a failure.
 step "virtual machine, short form"
 tests/vm/run.sh

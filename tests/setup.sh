@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs what demo (`--demo`), the Debian package (`--deb`), the virtual machine (`--vm`) or tests (`--tests`, the
-# default: all of them) need on a bare Debian 12 or 13 with Rust: Debian packages, and tools from crates.io. Says what it
-# installs; does nothing when all is there.
+# Installs what demo (`--demo`), the Debian packages (`--deb`; for other architectures `--cross`), their whole test
+# (`--packages`), the virtual machine (`--vm`) or tests (`--tests`, the default: all that `make test` needs) need on a bare
+# Debian 12 or 13 with Rust: Debian packages, and tools from crates.io. Says what it installs; does nothing when all is
+# there.
 set -euo pipefail
 
 what=${1:---tests}
@@ -18,6 +19,22 @@ need debugfs e2fsprogs
 if [ "$what" != --demo ]; then
     need dpkg-shlibdeps dpkg-dev
     need strip binutils
+fi
+if [ "$what" = --cross ] || [ "$what" = --packages ]; then
+    need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+    need /usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross
+    need arm-linux-gnueabihf-gcc gcc-arm-linux-gnueabihf
+    need /usr/arm-linux-gnueabihf/include/stdio.h libc6-dev-armhf-cross
+fi
+if [ "$what" = --packages ] || [ "$what" = --tests ]; then
+    need lintian lintian
+    need mmdebstrap mmdebstrap
+    need nsenter util-linux
+    need setpriv util-linux
+fi
+if [ "$what" = --packages ]; then
+    need piuparts piuparts
+    need qemu-aarch64-static qemu-user-static
 fi
 if [ "$what" = --vm ] || [ "$what" = --tests ]; then
     need qemu-system-x86_64 qemu-system-x86

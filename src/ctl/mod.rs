@@ -88,6 +88,12 @@ enum ConfigCommand {
     },
 }
 
+/// The command line as it is defined, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// The program: reads its arguments, does what they say, and tells how it ended.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -208,12 +214,10 @@ impl From<&str> for UriArgument {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

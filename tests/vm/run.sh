@@ -26,6 +26,8 @@ unshare --net true 2>/dev/null || skip "no network namespace can be made here"
 export CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_TEST_OPT_LEVEL=1
 cargo test --quiet --workspace --locked --no-run --test vm
 mkdir -p target/vm
+cargo build --quiet --workspace --locked --example package-files
+target/debug/examples/package-files target/package-files
 cargo deb --quiet --locked --no-build --profile dev --strip --output target/vm/fwupdated.deb
 code=0
 tests/vm/build.sh target/vm/fwupdated.deb || code=$?
@@ -34,5 +36,4 @@ case $code in
 75) skip "Debian's packages or the source of U-Boot cannot be had here" ;;
 *) exit "$code" ;;
 esac
-tests/vm/package.sh target/vm/fwupdated.deb
 exec unshare --net sh -c 'ip link set lo up && exec cargo test --quiet --workspace --locked --offline --test vm -- "$@"' vm "$@"

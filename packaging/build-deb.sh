@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly GLIBC=2.36
+GLIBC=$(sed -n 's/^depends = "libc6 (>= \([0-9.]*\)).*/\1/p' Cargo.toml | head -n 1)
 own=$(dpkg --print-architecture)
 case ${1:-$own} in
 all) architectures=(amd64 arm64 armhf) ;;

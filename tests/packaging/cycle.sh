@@ -20,6 +20,7 @@ in_root() { DEBIAN_FRONTEND=noninteractive chroot "$root" "$@" >"$root/log" 2>&1
 apt() { in_root apt-get -qq -y -o Dpkg::Options::=--force-confold "$@"; }
 there() { [ -e "$root$1" ] || [ -L "$root$1" ] || fail "$1 is missing after $what"; }
 gone() { if [ -e "$root$1" ] || [ -L "$root$1" ]; then fail "$1 is still there after $what"; fi; }
+# shellcheck disable=SC2016 # dpkg's own placeholder
 version() { chroot "$root" dpkg-query --show --showformat '${Version}' "$1"; }
 # Every file and folder, but for those of dpkg and apt themselves, logs and the user database.
 files() {

@@ -67,7 +67,7 @@ root=$(mktemp -d "$place/container.XXXXXX")
 trap 'rm -rf "$root"' EXIT
 tar -C "$root" -xf "$place/roots/${suites##* }-$own.tar"
 cp "$debs"/old/*.deb "$root/old.deb"
-chroot "$root" dpkg --install /old.deb >"$place/container.log"
+chroot "$root" dpkg --install /old.deb >"$place/container.log" 2>&1
 mkdir -p "$root/var/log/journal"
 echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
 echo fwupdated-test >"$root/etc/hostname"

@@ -11,9 +11,10 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise},
-    unistd::{Whence, lseek},
+    fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise},
+    unistd::{Whence, lseek64},
 };
+use rustix::fs::{FallocateFlags, fallocate};
 use tracing::debug;
 
 use super::{
@@ -166,8 +167,9 @@ impl Medium for DeviceMedium {
         }
         // The kernel promises zeros in the range afterwards, or refuses: on a block device this is a
         // write-zeroes request that may unmap, never one that it would write out itself.
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let zeroed = fallocate(&self.file, flags, signed(offset)?, signed(length)?);
+        // Not nix's: its offsets are of 32 bits on 32-bit ARM, and slots are larger than 2 GiB.
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let zeroed = fallocate(&self.file, flags, offset, length);
         if let Err(errno) = zeroed {
             // Whatever the reason: zeros are then written, over what may be zeroed in part; a medium that fails
             // will say so there.
@@ -183,7 +185,7 @@ impl Medium for DeviceMedium {
         }
         // The position that this moves is used by nobody: reads and writes say where.
         let data =
-            signed(offset).and_then(|offset| Ok(lseek(&self.file, offset, Whence::SeekData)?));
+            signed(offset).and_then(|offset| Ok(lseek64(&self.file, offset, Whence::SeekData)?));
         match data {
             Ok(data) => u64::try_from(data).map_or(offset, |data| data.clamp(offset, end)),
             // Nothing but a hole up to the end of the file.

@@ -10,13 +10,14 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use super::{
     admission::{Device, admit},
     board::Board,
     health,
     install::{Inspected, Installer},
+    logging,
     meter::{Cancel, Canceller, Meter, cancellation},
     moments,
     moments::Moment,
@@ -29,7 +30,7 @@ use crate::{
     image::delta::OldPayload,
     platform::{carry_over::carry_over, fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
     update::{
-        boot,
+        boot, events,
         failure::{Class, Failure},
         machine::{Action, Event, Job, Prepared, State, Written},
         slot::Slot,
@@ -211,12 +212,15 @@ impl Actions {
             saved.known_bad.clone(),
             version_of_booted(&run.context, saved),
         );
-        let task = tokio::spawn(async move {
+        let job = saved.machine.job();
+        let about = logging::within(job.map(|job| job.id.as_str()));
+        let work = async move {
             if let Some(ending) = ending {
                 let _ = ending.await;
             }
             run.perform(action, memory).await;
-        });
+        };
+        let task = tokio::spawn(work.instrument(about));
         self.running = Some((canceller, task));
     }
 }
@@ -450,12 +454,18 @@ impl Run {
         let board = self.context.board.clone();
         let tries = self.context.config.bootloader.tries;
         let boot_id = board.booted.boot_id.clone();
+        let target = written.job.target;
         blocking(move || {
             board.with_bootloader(|bootloader| {
-                bootloader.arm_trial(written.job.target, tries, &boot::job_tag(&written))
+                bootloader.arm_trial(target, tries, &boot::job_tag(&written))
             })
         })
         .await?;
+        info!(
+            message_id = events::SLOT_ARMED,
+            fwupdated_slot = target.name(),
+            "slot {target} is armed: the bootloader gives it {tries} boots to prove itself"
+        );
         Ok(Event::SlotArmed { boot_id })
     }
 

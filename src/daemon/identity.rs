@@ -31,6 +31,7 @@ use crate::{
         tls,
     },
     update::{
+        events,
         failure::{Class, Failure},
         status::HubStatus,
     },
@@ -137,7 +138,11 @@ impl FileIdentity {
 
     fn warn_once(&self, failure: &Failure) {
         if lock(&self.said).insert(failure.message.clone()) {
-            warn!(fwupdated_error_code = failure.code, "{failure}");
+            warn!(
+                message_id = events::PROBLEM_FOUND,
+                fwupdated_error_code = failure.code,
+                "{failure}"
+            );
         }
     }
 

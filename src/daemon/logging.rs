@@ -4,16 +4,22 @@
 //! What carries secrets as it is (the frames of a WebSocket, with the token in them) is not logged by a filter for
 //! everything, `trace` or such.
 //!
-//! Fields of our events start with `fwupdated_`, so that none can shadow one of the journal's own.
+//! Fields of our events start with `fwupdated_`, so that none can shadow one of the journal's own; but for
+//! `message_id`, which is one ([`crate::update::events`]). They are the journal's alone: what a line says stands in its
+//! text. What is said while an update is worked on carries the update's id ([`within`]).
 
-use std::{fmt::Display, io::IsTerminal};
+use std::{fmt, fmt::Display, io::IsTerminal};
 
-use tracing::{info, warn};
+use tracing::{Span, error_span, field::Field, info, warn};
 use tracing_subscriber::{
-    EnvFilter, Layer, filter::Directive, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter, Layer,
+    filter::{Directive, FilterExt, filter_fn},
+    fmt::format,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
-use crate::hub::method::Answer;
+use crate::{hub::method::Answer, update::events};
 
 /// Starts logging. A journal that cannot be reached is no reason not to run: then standard error is used.
 pub fn start() {
@@ -23,17 +29,39 @@ pub fn start() {
         .unwrap_or_else(|_| EnvFilter::new(default))
         .add_directive(quiet("tungstenite"))
         .add_directive(quiet("tokio_tungstenite"));
-    let layer = journal().unwrap_or_else(|| {
-        let terminal = std::io::stderr().is_terminal();
-        tracing_subscriber::fmt::layer()
-            .with_writer(std::io::stderr)
-            .with_ansi(terminal)
-            .with_target(false)
-            .boxed()
-    });
-    tracing_subscriber::registry()
-        .with(layer.with_filter(filter))
-        .init();
+    let registry = tracing_subscriber::registry();
+    if let Some(journal) = journal() {
+        registry.with(journal.with_filter(filter)).init();
+        return;
+    }
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .fmt_fields(format::debug_fn(plain));
+    // What a span adds is the journal's.
+    let filter = filter.and(filter_fn(|what| what.is_event()));
+    registry.with(lines.with_filter(filter)).init();
+}
+
+/// A field in a plain line, where those for the journal are left out.
+fn plain(out: &mut format::Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    match field.name() {
+        "message" => write!(out, "{value:?}"),
+        "message_id" => Ok(()),
+        name if name.starts_with("fwupdated_") => Ok(()),
+        name => write!(out, " {name}={value:?}"),
+    }
+}
+
+/// What belongs to `update` is said within this: the journal then shows it among the lines of the update.
+/// Without one it changes nothing.
+#[must_use]
+pub fn within(update: Option<&str>) -> Span {
+    // At the level of errors, so that whatever is logged has it.
+    update.map_or_else(Span::none, |id| {
+        error_span!("update", fwupdated_update_id = id)
+    })
 }
 
 /// Nothing of `target` below warnings.
@@ -47,9 +75,16 @@ pub fn answered(call: impl Display, answer: &Answer) {
     let Answer { status, body } = answer;
     match (body["code"].as_str(), body["message"].as_str()) {
         (Some(code), Some(message)) => {
-            warn!(code, "{call} answered with {status}: {message} [{code}]");
+            warn!(
+                message_id = events::REQUEST_REFUSED,
+                fwupdated_error_code = code,
+                "{call} answered with {status}: {message} [{code}]"
+            );
         }
-        _ => info!("{call} answered with {status}"),
+        _ => info!(
+            fwupdated_update_id = body["updateId"].as_str(),
+            "{call} answered with {status}"
+        ),
     }
 }
 

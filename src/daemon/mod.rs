@@ -44,7 +44,7 @@ use crate::{
     config::Config,
     hub::session::{Session, SessionOptions},
     platform::{fetch::Fetcher, service_manager, tls},
-    update::{failure::Failure, status::HubStatus},
+    update::{events, failure::Failure, status::HubStatus},
 };
 
 /// Longest wait for the updater at a stop; systemd waits longer.
@@ -82,10 +82,7 @@ pub fn main() -> ExitCode {
     let config = match Config::load(options.config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
-            let failure = Failure::from(&error);
-            error!(fwupdated_error_code = failure.code, "{failure}");
-            service_manager::status(&failure.to_string());
-            return ExitCode::from(CONFIG_ERROR);
+            return cannot_run(&Failure::from(&error));
         }
     };
     if options.check {
@@ -111,19 +108,28 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            error!(fwupdated_error_code = failure.code, "{failure}");
-            service_manager::status(&failure.to_string());
-            ExitCode::from(CONFIG_ERROR)
-        }
+        Err(failure) => cannot_run(&failure),
     }
+}
+
+/// Says why the daemon ends at once, to the journal and to `systemctl status`.
+fn cannot_run(failure: &Failure) -> ExitCode {
+    error!(
+        message_id = events::CANNOT_RUN,
+        fwupdated_error_code = failure.code,
+        "{failure}"
+    );
+    service_manager::status(&failure.to_string());
+    ExitCode::from(CONFIG_ERROR)
 }
 
 /// Runs the daemon until a signal says stop.
 async fn run(config: Arc<Config>) -> Result<(), Failure> {
-    info!("fwupdated {} starts", env!("CARGO_PKG_VERSION"));
+    let version = env!("CARGO_PKG_VERSION");
+    info!(message_id = events::STARTED, "fwupdated {version} starts");
     if config.trust.allow_unsigned {
         warn!(
+            message_id = events::UNSIGNED_ALLOWED,
             "trust.unsigned = \"allow\": images without a valid signature are installed; only for development"
         );
     }
@@ -132,11 +138,15 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
 
     let store = Store::open(&config.state)?;
     if let Some(warning) = store::warning_about_place(&config) {
-        warn!("{warning}");
+        warn!(message_id = events::PROBLEM_FOUND, "{warning}");
     }
     let saved = store.load()?;
     if let Some(failure) = &saved.lost {
-        error!(fwupdated_error_code = failure.code, "{failure}");
+        error!(
+            message_id = events::STATE_LOST,
+            fwupdated_error_code = failure.code,
+            "{failure}"
+        );
     }
     let fetcher = Fetcher::new(&config.fetch).map_err(|error| Failure::from(&error))?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -174,7 +184,11 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
         let (commands, published) = (commands.clone(), published.clone());
         tokio::spawn(async move {
             if let Err(failure) = control::serve(&socket, commands, published).await {
-                error!(fwupdated_error_code = failure.code, "{failure}");
+                error!(
+                    message_id = events::PROBLEM_FOUND,
+                    fwupdated_error_code = failure.code,
+                    "{failure}"
+                );
             }
         })
     };

@@ -19,6 +19,7 @@ use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinHandle},
 };
+use tracing::Instrument as _;
 
 use super::meter::{Cancel, Meter, stopped};
 use crate::{
@@ -113,7 +114,8 @@ impl Source {
         let (start, skip) = self.line.reachable(start);
         let download = self.runtime.block_on(self.line.open(start, end))?;
         let (sender, pieces) = mpsc::channel(QUEUE);
-        let task = self.runtime.spawn(self.line.clone().pump(download, sender));
+        let pump = self.line.clone().pump(download, sender);
+        let task = self.runtime.spawn(pump.in_current_span());
         let length = end.map(|end| end.saturating_sub(start));
         Ok(self.reader(pieces, skip, length, &task))
     }
@@ -341,7 +343,8 @@ impl Iterator for Ahead<'_> {
             let Source { line, runtime, .. } = self.source;
             let length = range.end.saturating_sub(range.start);
             let (sender, pieces) = mpsc::channel((QUEUE / self.at_once).max(2));
-            let task = runtime.spawn(line.clone().fetch(range, sender));
+            let fetch = line.clone().fetch(range, sender);
+            let task = runtime.spawn(fetch.in_current_span());
             let reader = self.source.reader(pieces, 0, Some(length), &task);
             self.opened.push_back(reader);
         }

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     platform::service_manager,
     update::{
+        events,
         failure::{Class, Failure},
         status::{Stage, Status},
     },
@@ -152,6 +153,7 @@ pub async fn keep_alive(
                     service_manager::watchdog_ping();
                 } else if was_alive {
                     error!(
+                        message_id = events::UPDATER_HANGS,
                         "the updater stands still, probably in a device's driver; the watchdog will restart the daemon unless it goes on"
                     );
                 }

@@ -20,11 +20,12 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
-use tracing::{error, info, warn};
+use tracing::{Instrument as _, Span, error, info, warn};
 
 use super::{
     actions::{Actions, Context, Report},
     board::{Board, os_version},
+    logging,
     meter::Meter,
     saved::Saved,
     store::Store,
@@ -35,9 +36,11 @@ use crate::{
     hub::{desired::DesiredTracker, method::Answer},
     platform::{fetch::Fetcher, watchdog},
     update::{
-        boot,
+        boot::{self, Resumed},
+        events,
         failure::{Class, Failure},
         machine::{Event, State},
+        ports::BootState,
         request::Request,
         status::{HubStatus, SlotState, Status, UpdateReport},
     },
@@ -206,9 +209,13 @@ impl Updater {
             tokio::select! {
                 () = raised(&mut stop) => break,
                 Some(command) = self.commands.recv() => self.handle(command).await,
-                report = self.actions.next() => self.hear(report).await,
+                report = self.actions.next() => {
+                    let span = self.span();
+                    self.hear(report).instrument(span).await;
+                }
                 () = tokio::time::sleep_until(ticked + pace) => {
-                    self.tick().await;
+                    let span = self.span();
+                    self.tick().instrument(span).await;
                     ticked = Instant::now();
                 }
             }
@@ -218,9 +225,19 @@ impl Updater {
         }
         self.actions.stop().await;
         match self.saved.machine.job() {
-            Some(job) => info!("stopped; update {} goes on at the next start", job.id),
-            None => info!("stopped"),
+            Some(job) => info!(
+                message_id = events::STOPPED,
+                fwupdated_update_id = job.id,
+                "stopped; update {} goes on at the next start",
+                job.id
+            ),
+            None => info!(message_id = events::STOPPED, "stopped"),
         }
+    }
+
+    /// What is said within it is about the update under way.
+    fn span(&self) -> Span {
+        logging::within(self.saved.machine.job().map(|job| job.id.as_str()))
     }
 
     /// Looks at the board; when it can be used, the boot decision.
@@ -242,6 +259,7 @@ impl Updater {
             Err(failure) => {
                 if self.board.as_ref().err() != Some(&failure) {
                     error!(
+                        message_id = events::PROBLEM_FOUND,
                         fwupdated_error_code = failure.code,
                         "updates are not possible: {failure}"
                     );
@@ -269,16 +287,29 @@ impl Updater {
         if let Some(watchdog) = watchdog::devices().iter().find(|it| it.ended_last_boot) {
             boot::explain_reset(&mut resumed, &watchdog.name);
         }
+        let job = resumed.state.job();
+        let about = logging::within(job.map(|job| job.id.as_str()));
+        let going = self.go_on(&board, &boot_state, resumed);
+        going.instrument(about).await;
+    }
+
+    /// Says what the start found, and goes on from there.
+    async fn go_on(&mut self, board: &Arc<Board>, boot_state: &BootState, resumed: Resumed) {
+        let slot = board.booted.slot;
+        let trial = boot_state.trial.as_ref().map(|trial| trial.slot);
         info!(
-            "slot {} runs{}",
-            board.booted.slot,
-            boot_state.trial.as_ref().map_or(String::new(), |t| format!(
-                "; a trial of slot {} is pending",
-                t.slot
+            message_id = events::SLOT_FOUND,
+            fwupdated_slot = slot.name(),
+            "slot {slot} runs{}",
+            trial.map_or(String::new(), |slot| format!(
+                "; a trial of slot {slot} is pending"
             ))
         );
         if let Some(finding) = &resumed.finding {
-            info!("{finding}");
+            info!(
+                message_id = resumed.state.job().map(|_| events::UPDATE_RESUMED),
+                "{finding}"
+            );
         }
         if let Some(slot) = resumed.clear_stale_trial {
             let asked = board.clone();
@@ -318,8 +349,16 @@ impl Updater {
     async fn hear(&mut self, report: Report) {
         match report {
             Report::Event(event) => {
-                if let Event::Failed(failure) | Event::Unhealthy(failure) = &event {
-                    warn!(fwupdated_error_code = failure.code, "{failure}");
+                match &event {
+                    Event::Failed(failure) => {
+                        warn!(fwupdated_error_code = failure.code, "{failure}");
+                    }
+                    Event::Unhealthy(failure) => warn!(
+                        message_id = events::HEALTH_FAILED,
+                        fwupdated_error_code = failure.code,
+                        "{failure}"
+                    ),
+                    _ => {}
                 }
                 if let Err(refused) = self.apply(event).await {
                     error!("an event came out of order ({refused:?}); ignored");
@@ -370,7 +409,8 @@ impl Updater {
 pub async fn blocking<T: Send + 'static, E: From<Failure> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
-    tokio::task::spawn_blocking(work)
+    let about = Span::current();
+    tokio::task::spawn_blocking(move || about.in_scope(work))
         .await
         .unwrap_or_else(|error| {
             Err(Failure::new(

@@ -44,7 +44,10 @@ use super::{
 };
 use crate::{
     config::{Config, HubConfig},
-    update::failure::Failure,
+    update::{
+        events,
+        failure::{Class, Failure},
+    },
 };
 
 mod calls;
@@ -100,7 +103,7 @@ const IDENTITY_CHECK: Duration = Duration::from_secs(600);
 const BESIDE_A_HUB: Duration = Duration::from_secs(60);
 
 /// How often a reason that stays the same is said in the log.
-const REMIND: Duration = Duration::from_secs(600);
+const REMIND: Duration = Duration::from_secs(6 * 3600);
 
 /// Events that wait for a slow consumer. Method calls beyond are answered 503; twin answers and desired
 /// changes beyond are dropped and made good for by reading the twin again.
@@ -606,13 +609,14 @@ impl Task {
         match &self.said {
             Some((said, at)) if said == code && now < *at + REMIND => {
                 debug!(
-                    code,
+                    fwupdated_error_code = code,
                     "no hub connection: {text}; next attempt in {seconds:.1} s"
                 );
             }
             _ => {
                 warn!(
-                    code,
+                    message_id = event(failure),
+                    fwupdated_error_code = code,
                     "no hub connection: {text}; next attempt in {seconds:.1} s"
                 );
                 self.said = Some((code.clone(), now));
@@ -674,5 +678,14 @@ impl Task {
                 Some(Command::Shutdown) | None => true,
             },
         }
+    }
+}
+
+/// What the journal calls it that `failure` keeps the device from its hub.
+fn event(failure: &Failure) -> &'static str {
+    match (failure.code.as_str(), failure.class) {
+        ("hub-identity-missing", _) => events::IDENTITY_MISSING,
+        (_, Class::Retry) => events::HUB_LOST,
+        (_, Class::Wait | Class::Final) => events::HUB_REFUSED,
     }
 }

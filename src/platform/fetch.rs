@@ -62,7 +62,7 @@ pub use self::{
 };
 use crate::{
     config::FetchConfig,
-    update::{failure::Failure, uri::PackageUri},
+    update::{events, failure::Failure, uri::PackageUri},
 };
 
 /// A download waits before it asks again.
@@ -267,7 +267,12 @@ fn schedule(
     let pause = patience.pause(left, error.retry_after());
     let reason = Failure::from(&error);
     let attempts = patience.attempts();
-    warn!(%uri, fwupdated_error_code = reason.code, attempts, ?pause, "download waits: {}", reason.message);
+    warn!(
+        message_id = events::DOWNLOAD_WAITS,
+        fwupdated_error_code = reason.code,
+        "{uri}: the download waits {:.1} s after {attempts} attempts: {reason}",
+        pause.as_secs_f32()
+    );
     let retrying = Retrying {
         reason,
         attempts,

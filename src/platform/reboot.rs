@@ -15,7 +15,7 @@ use std::{
 use tokio::process::Command;
 use tracing::warn;
 
-use crate::update::failure::{Class, Coded};
+use crate::update::failure::{Class, Coded, chain};
 
 /// Longest wait for logind or a command, connecting included.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -193,8 +193,9 @@ impl Rebooter {
             let cleared = async { clear(&zbus::Connection::system().await?).await };
             if let Err(error) = within_limit(cleared).await {
                 warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the reboot parameter cannot be cleared"
+                    fwupdated_error_code = error.code(),
+                    "the reboot parameter cannot be cleared: {}",
+                    chain(&error)
                 );
             }
         }

@@ -169,13 +169,13 @@ fn roots_in(file: &Path) -> Result<RootCertStore, TlsError> {
 fn system_roots() -> Result<RootCertStore, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     for error in &found.errors {
-        warn!(%error, "some CA certificates of the system cannot be read");
+        warn!("some CA certificates of the system cannot be read: {error}");
     }
     let mut roots = RootCertStore::empty();
     // Systems carry old certificates that no longer parse; the rest is as good as ever.
     let (_, ignored) = roots.add_parsable_certificates(found.certs);
     if ignored > 0 {
-        debug!(ignored, "CA certificates of the system that cannot be used");
+        debug!("{ignored} CA certificates of the system cannot be used");
     }
     if roots.is_empty() {
         let reasons: String = found.errors.iter().map(|e| format!(" ({e})")).collect();

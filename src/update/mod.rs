@@ -4,10 +4,12 @@
 //! - [`boot`]: what a start of the daemon means, from the state that survived and the booted slot.
 //! - [`status`]: the one document that describes an update to everyone outside (twin, CLI, journal).
 //! - [`ports`]: what the machine needs from the board, as traits.
+//! - [`events`]: the ids under which the journal tells what happens.
 //! - [`request`], [`uri`], [`digest`], [`slot`], [`failure`]: the words all of them share.
 
 pub mod boot;
 pub mod digest;
+pub mod events;
 pub mod failure;
 pub mod machine;
 pub mod ports;

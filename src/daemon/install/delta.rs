@@ -58,20 +58,26 @@ pub fn apply(
     }
     match result {
         Ok(tried) if tried.failed == 0 => {
-            tracing::info!(uri = %source.uri(), chunks = made, patches = tried.patches, "used a static delta");
+            tracing::info!(
+                "{}: {made} chunks are made with a static delta",
+                source.uri()
+            );
         }
         Ok(tried) => tracing::warn!(
-            uri = %source.uri(), chunks = made, patches = tried.patches, failed = tried.failed,
-            "a static delta was of use only in part: it is damaged, or the running slot was changed since it was \
-             installed; the rest comes from the image"
+            "{}: a static delta was of use only in part ({made} chunks; {} of {} patches failed): it is damaged, or the \
+             running slot was changed since it was installed; the rest comes from the image",
+            source.uri(),
+            tried.failed,
+            tried.patches
         ),
         // Most images have none.
         Err(failure) if failure.code == "image-not-found" => {
-            tracing::debug!(uri = %source.uri(), "no static delta");
+            tracing::debug!("{}: no static delta", source.uri());
         }
         Err(failure) => tracing::warn!(
-            uri = %source.uri(), chunks = made, fwupdated_error_code = failure.code,
-            "no static delta is used, the rest comes from the image: {failure}"
+            fwupdated_error_code = failure.code,
+            "{}: no static delta is used beyond {made} chunks, the rest comes from the image: {failure}",
+            source.uri()
         ),
     }
     Ok(())

@@ -12,6 +12,8 @@ use std::{
     thread,
 };
 
+use tracing::Span;
+
 use crate::update::failure::Failure;
 
 /// Runs `produce`, `work` and `consume` over the items of `pool` until `produce` says false: for each item one
@@ -39,12 +41,15 @@ pub fn pipeline<T: Send>(
         // Of two failures the later one is often a consequence.
         let _ = first.set(failure);
     };
+    let about = Span::current();
     thread::scope(|scope| {
         scope.spawn(|| {
+            let _about = about.enter();
             let (free, filled) = (free, filled);
             step(&free, &filled, &mut produce, &fail);
         });
         scope.spawn(|| {
+            let _about = about.enter();
             let (from, to) = (to_work, worked);
             step(&from, &to, |item| work(item).map(|()| true), &fail);
         });

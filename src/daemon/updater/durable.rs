@@ -1,10 +1,11 @@
 //! Steps of the machine: each new state is on disk before its actions run, and an end before it is told.
 
 use jiff::Timestamp;
-use tracing::{error, info, warn};
+use tracing::{Span, error, info, warn};
 
 use super::{Updater, blocking};
 use crate::update::{
+    events,
     failure::{Class, Failure},
     machine::{self, Action, Event, Finished, Refused, State},
     status::{Progress, Stage},
@@ -22,7 +23,8 @@ impl Updater {
     pub(super) async fn enter(&mut self, state: State, actions: Vec<Action>) {
         let (mut state, mut actions) = (state, actions);
         loop {
-            let before = self.saved.machine.stage();
+            let was_idle = self.saved.machine == State::Idle;
+            let before = event(&self.saved.machine);
             self.saved.machine = state;
             self.detail = None;
             // What ran for the state before is no longer wanted.
@@ -33,20 +35,26 @@ impl Updater {
             });
             if let Some(finished) = &finished {
                 self.finish(finished);
-            } else if let Some(stage) = self.saved.machine.stage()
-                && Some(stage) != before
-                && let Some(job) = self.saved.machine.job()
+            } else if let Some(event) = event(&self.saved.machine)
+                && Some(event) != before
+                && let (Some(stage), Some(job)) =
+                    (self.saved.machine.stage(), self.saved.machine.job())
             {
+                let image = self.saved.machine.image();
+                let version = image.map_or(&job.request.version, |image| &image.version);
                 info!(
+                    message_id = event,
                     fwupdated_update_id = job.id,
                     fwupdated_stage = stage.word(),
+                    fwupdated_slot = job.target.name(),
+                    fwupdated_version = version.as_deref(),
                     "update {}: {}",
                     job.id,
                     describe(&self.saved.machine)
                 );
             }
             let saved = self.save().await;
-            if !saved && before.is_none() && matches!(self.saved.machine, State::Waiting(_)) {
+            if !saved && was_idle && matches!(self.saved.machine, State::Waiting(_)) {
                 // Accepted means durable. What cannot be saved never was an update, and leaves no report.
                 self.saved.machine = State::Idle;
                 self.publish();
@@ -115,27 +123,35 @@ impl Updater {
         self.meter.restore(&Progress::default());
         match &report.error {
             None => info!(
+                message_id = events::UPDATE_COMPLETE,
                 fwupdated_update_id = report.id,
                 fwupdated_stage = report.stage.word(),
+                fwupdated_slot = report.target.name(),
+                fwupdated_version = report.version.as_deref(),
                 "update {}: complete, slot {} is confirmed",
                 report.id,
                 report.target
             ),
-            Some(failure) => {
-                error!(
-                    fwupdated_update_id = report.id,
-                    fwupdated_stage = report.stage.word(),
-                    fwupdated_error_code = failure.code,
-                    "update {}: {}: {failure}",
-                    report.id,
-                    report.stage.word()
-                );
-            }
+            Some(failure) => error!(
+                message_id = match report.stage {
+                    Stage::ApplyFailed => events::UPDATE_ROLLED_BACK,
+                    _ => events::UPDATE_FAILED,
+                },
+                fwupdated_update_id = report.id,
+                fwupdated_stage = report.stage.word(),
+                fwupdated_error_code = failure.code,
+                fwupdated_slot = report.target.name(),
+                fwupdated_version = report.version.as_deref(),
+                "update {}: {}: {failure}",
+                report.id,
+                report.stage.word()
+            ),
         }
-        let store = self.store.clone();
+        let (store, about) = (self.store.clone(), Span::current());
         // The history is for people; an update does not fail for want of it.
         tokio::task::spawn_blocking(move || {
             if let Err(failure) = store.append_history(&report) {
+                let _about = about.enter();
                 warn!(
                     fwupdated_error_code = failure.code,
                     "the history cannot be written: {failure}"
@@ -159,12 +175,33 @@ impl Updater {
             }
             Err(failure) => {
                 if self.unsaved.as_ref() != Some(&failure) {
-                    error!(fwupdated_error_code = failure.code, "{failure}");
+                    error!(
+                        message_id = events::PROBLEM_FOUND,
+                        fwupdated_error_code = failure.code,
+                        "{failure}"
+                    );
                 }
                 self.unsaved = Some(failure);
                 false
             }
         }
+    }
+}
+
+/// What the journal calls entering `state`.
+fn event(state: &State) -> Option<&'static str> {
+    match state {
+        // On the way to what is said.
+        State::Idle | State::Disabling(_) | State::Abandoning { .. } => None,
+        State::Waiting(_) => Some(events::UPDATE_WAITING),
+        State::Checking(_) => Some(events::IMAGE_CHECKED),
+        State::Writing(_) => Some(events::DOWNLOAD_STARTED),
+        State::Verifying(_) => Some(events::DOWNLOAD_COMPLETE),
+        State::Arming(_) | State::CarryingOver(_) => Some(events::SLOT_VERIFIED),
+        State::Rebooting { .. } => Some(events::REBOOTING),
+        State::Trial(_) => Some(events::TRIAL_BEGAN),
+        State::Confirming(_) => Some(events::HEALTHY),
+        State::RollingBack { .. } => Some(events::ROLLING_BACK),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     daemon::preflight,
     hub::{desired, method::Answer},
     update::{
+        events,
         failure::{Class, Failure},
         machine::{Action, Event, Job, Refused, State},
         request::{Origin, Request},
@@ -159,7 +160,10 @@ impl Updater {
         };
         let (uri, origin) = (&job.request.uri, job.request.origin);
         info!(
+            message_id = events::UPDATE_ACCEPTED,
             fwupdated_update_id = id,
+            fwupdated_slot = target.name(),
+            fwupdated_version = job.request.version.as_deref(),
             "update {id}: {uri} -> slot {target}, asked for by {origin}"
         );
         match self.apply(Event::Requested(job)).await {
@@ -191,6 +195,7 @@ impl Updater {
             desired::Action::Refuse(error) => {
                 let failure = Failure::from(&error);
                 warn!(
+                    message_id = events::REQUEST_REFUSED,
                     fwupdated_error_code = failure.code,
                     "the twin's desired firmware is refused: {failure}"
                 );
@@ -211,6 +216,8 @@ impl Updater {
                     return;
                 }
                 warn!(
+                    message_id = events::REQUEST_REFUSED,
+                    fwupdated_error_code = answer.body["code"].as_str(),
                     "the twin's desired firmware cannot be installed now: {}",
                     answer.body
                 );

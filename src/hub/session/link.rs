@@ -30,7 +30,7 @@ use crate::{
         method::Answer,
         topics::{self, Incoming},
     },
-    update::failure::Failure,
+    update::{events, failure::Failure},
 };
 
 /// How long the hub may take to answer a SUBSCRIBE, a twin read or a patch.
@@ -547,6 +547,7 @@ impl<'a> Link<'a> {
         if self.task.said.take().is_some() || connection == 1 {
             let credentials = &self.attempt.credentials;
             info!(
+                message_id = events::HUB_CONNECTED,
                 "connected to {} as {} ({}, {})",
                 credentials.hub(),
                 credentials.device_id(),
@@ -574,7 +575,8 @@ impl<'a> Link<'a> {
         }
         if self.task.say_unread(&failure) {
             warn!(
-                code = failure.code,
+                message_id = events::HUB_LOST,
+                fwupdated_error_code = failure.code,
                 "connected, but nothing can be reported: {failure}; reading the twin again by and by"
             );
         }

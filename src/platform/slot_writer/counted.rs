@@ -10,6 +10,7 @@ use super::{
     medium::{AlignedBuf, Medium},
     report::WriteReport,
 };
+use crate::update::events;
 
 /// A slot's medium with its name and what was done to it.
 pub(super) struct Counted {
@@ -90,7 +91,7 @@ impl Counted {
             return;
         };
         let block = self.medium.block().max(512);
-        let mut offset = offset;
+        let (start, mut offset) = (offset, offset);
         let mut lost = 0;
         for part in buf.chunks_mut(block) {
             if self.medium.read(offset, part).is_err() {
@@ -100,7 +101,11 @@ impl Counted {
             offset += part.len() as u64;
         }
         if lost > 0 {
-            warn!(device = %self.device.display(), lost, %error, "unreadable sectors become zeros");
+            let device = self.device.display();
+            warn!(
+                message_id = events::MEDIUM_FAILING,
+                "{device}: {lost} bytes at {start} cannot be read and become zeros: {error}"
+            );
             self.report.bytes_unreadable += lost;
         }
     }

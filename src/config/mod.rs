@@ -8,6 +8,7 @@
 //! names file, line and column (or the variable); whoever holds a [`Config`] holds a valid one. No value
 //! here is a secret: secrets are files that the configuration names.
 
+pub mod effective;
 pub mod error;
 pub mod raw;
 pub mod valid;
@@ -44,11 +45,7 @@ impl Config {
     /// [`ConfigError`]: `explicit` is missing, a file cannot be read, or something in it is wrong.
     /// Missing files of the search path are no error.
     pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
-        let files = match explicit {
-            Some(file) => vec![named(file)?],
-            None => search(&FILES.map(PathBuf::from), Path::new(DROP_IN_DIR))?,
-        };
-        Self::load_from(&files, environment::settings(std::env::vars_os())?)
+        Self::load_from(&written(explicit)?, variables()?)
     }
 
     /// Merges `files` (a later one wins) and `environment` over the defaults. Touches nothing outside.
@@ -60,13 +57,7 @@ impl Config {
         files: &[Layer],
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut layers = files.to_vec();
-        for layer in &layers {
-            layer.read_strictly()?;
-        }
-        for (name, value) in environment {
-            layers.extend(environment::layer(&name, &value)?);
-        }
+        let layers = layers(files, environment)?;
         let raw = merge(&layers)?;
         check::valid(&raw).map_err(|wrong| wrong.located(&layers))
     }
@@ -79,6 +70,51 @@ impl Config {
     pub fn built_in() -> Self {
         check::valid(&RawConfig::default()).expect("the built-in defaults are valid")
     }
+}
+
+/// The files of the search path that are there, or only `explicit` when given, in the order in which they count.
+///
+/// # Errors
+/// As [`Config::load`], but for what is wrong in them.
+pub fn written(explicit: Option<&Path>) -> Result<Vec<Layer>, ConfigError> {
+    match explicit {
+        Some(file) => Ok(vec![named(file)?]),
+        None => search(&FILES.map(PathBuf::from), Path::new(DROP_IN_DIR)),
+    }
+}
+
+/// The environment variables that are settings: their names and values.
+///
+/// # Errors
+/// [`ConfigError::Value`]: one is no text.
+pub fn variables() -> Result<Vec<(String, String)>, ConfigError> {
+    environment::settings(std::env::vars_os())
+}
+
+/// What counts of `files` and `environment`, key by key, with where it comes from.
+///
+/// # Errors
+/// As [`Config::load_from`].
+pub fn effective(
+    files: &[Layer],
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Vec<effective::Setting>, ConfigError> {
+    effective::settings(&layers(files, environment)?)
+}
+
+/// Both as layers, each read strictly.
+fn layers(
+    files: &[Layer],
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Vec<Layer>, ConfigError> {
+    let mut layers = files.to_vec();
+    for layer in &layers {
+        layer.read_strictly()?;
+    }
+    for (name, value) in environment {
+        layers.extend(environment::layer(&name, &value)?);
+    }
+    Ok(layers)
 }
 
 /// One setting of each key, the last layer's where several give it.

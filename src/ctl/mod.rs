@@ -3,6 +3,7 @@
 //! What a command prints on standard output is for scripts and stays as it is; notes and errors go to
 //! standard error. How it ends is one of the codes in [`exit`].
 
+mod config;
 mod doctor;
 pub mod exit;
 pub mod hub;
@@ -65,10 +66,10 @@ enum Command {
     },
     /// Write a lost U-Boot environment anew, from the copy that the daemon saved
     RestoreEnv(restore_env::RestoreEnv),
-    /// Check the configuration
+    /// Check the configuration, show what counts, make a first one
     Config {
         #[command(subcommand)]
-        command: ConfigCommand,
+        command: config::ConfigCommand,
     },
     /// Make keys and images, sign, check and show them
     Image {
@@ -77,15 +78,6 @@ enum Command {
     },
     /// Work with the devices of an IoT Hub, from the operator's side
     Hub(Box<hub::HubArgs>),
-}
-
-#[derive(Debug, Subcommand)]
-enum ConfigCommand {
-    /// Say whether the configuration is right, and if not, what is wrong and where
-    Check {
-        /// Check this file instead of the search path
-        file: Option<PathBuf>,
-    },
 }
 
 /// The command line as it is defined, for man pages and completions.
@@ -102,9 +94,9 @@ pub fn main() -> ExitCode {
         socket,
         command,
     } = Cli::parse();
-    let config = config.as_deref();
+    let file = config.as_deref();
     let code = match command {
-        Command::Local(command) => match for_this_device(config) {
+        Command::Local(command) => match for_this_device(file) {
             Ok(config) => {
                 let socket = socket.unwrap_or(config.control.socket);
                 on_runtime(local::run(command, &socket, &config.state.directory))
@@ -112,21 +104,19 @@ pub fn main() -> ExitCode {
             Err(error) => failed(&error, exit::USAGE),
         },
         Command::Doctor { json } => {
-            let (config, wrong) = match Config::load(config) {
+            let (config, wrong) = match Config::load(file) {
                 Ok(config) => (config, None),
-                Err(error) if config.is_some() => return failed(&error, exit::USAGE).into(),
+                Err(error) if file.is_some() => return failed(&error, exit::USAGE).into(),
                 Err(error) => (Config::built_in(), Some(Failure::from(&error))),
             };
             let socket = socket.unwrap_or_else(|| config.control.socket.clone());
             on_runtime(doctor::run(&config, wrong.as_ref(), &socket, json))
         }
-        Command::RestoreEnv(command) => match for_this_device(config) {
+        Command::RestoreEnv(command) => match for_this_device(file) {
             Ok(config) => restore_env::run(&command, &config),
             Err(error) => failed(&error, exit::USAGE),
         },
-        Command::Config {
-            command: ConfigCommand::Check { file },
-        } => check_config(file.as_deref().or(config)),
+        Command::Config { command } => config::run(command, file),
         Command::Image { command } => return image::run(command),
         Command::Hub(arguments) => on_runtime(hub::run(*arguments)),
     };
@@ -168,31 +158,6 @@ fn for_this_device(explicit: Option<&Path>) -> Result<Config, ConfigError> {
         output::note("going on with the built-in defaults");
         Ok(Config::built_in())
     })
-}
-
-fn check_config(file: Option<&Path>) -> u8 {
-    let config = match Config::load(file) {
-        Ok(config) => config,
-        Err(error) => return failed(&error, exit::USAGE),
-    };
-    if config.slots.is_none() {
-        output::note(
-            "note: no slots are configured, so no update can be installed; see [slots.a] and [slots.b]",
-        );
-    }
-    if config.trust.allow_unsigned {
-        output::note(
-            "warning: trust.unsigned = \"allow\" installs images that nobody signed; for development only",
-        );
-    }
-    let identity = config.hub.connection_string_file.as_ref();
-    if config.provisioning.is_none() && identity.is_none_or(|file| !file.exists()) {
-        output::note(
-            "note: hub.connection_string_file does not exist; the daemon runs without a hub unless a systemd credential brings one",
-        );
-    }
-    output::line("the configuration is valid");
-    exit::OK
 }
 
 /// A duration on the command line, written as in the configuration.

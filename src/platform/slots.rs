@@ -373,16 +373,10 @@ impl Slots {
     /// The slot whose device number `/` has.
     fn booted_by_root(&self) -> Result<Slot, SlotsError> {
         let [a, b] = self.resolve_both()?;
-        let mounts = read(Path::new("/proc/self/mountinfo"))?;
-        let root = fs::metadata("/")
-            .map_err(|source| SlotsError::Read {
-                path: "/".into(),
-                source,
-            })?
-            .dev();
-        let lower = overlay_lower_devices(&mounts);
+        let devices = root_devices()?;
+        let root = devices[0];
         let holds = |identity: Identity| match identity {
-            Identity::Device(number) => number == root || lower.contains(&number),
+            Identity::Device(number) => devices.contains(&number),
             Identity::File { .. } => false,
         };
         let slot = match (holds(a.1), holds(b.1)) {
@@ -408,6 +402,21 @@ impl Slots {
             _ => Ok(slot),
         }
     }
+}
+
+/// The numbers of the devices that `/` is on: its own first, then those below an overlay.
+///
+/// # Errors
+/// `slots-read-failed`.
+pub fn root_devices() -> Result<Vec<u64>, SlotsError> {
+    let mounts = read(Path::new("/proc/self/mountinfo"))?;
+    let root = fs::metadata("/").map_err(|source| SlotsError::Read {
+        path: "/".into(),
+        source,
+    })?;
+    let mut devices = vec![root.dev()];
+    devices.extend(overlay_lower_devices(&mounts));
+    Ok(devices)
 }
 
 /// The devices below an overlay that is mounted as `/`: of every other mount whose mount point is one of

@@ -1,5 +1,5 @@
 //! State that survives a power cut: JSON documents replaced as a whole, an append-only history, and the
-//! lock that keeps a second daemon out.
+//! lock that keeps a second daemon out. And files for others to read, that are whole at every instant.
 //!
 //! [`StateFile::save`] writes a new file beside the old one, syncs it, renames it over the old one, and
 //! syncs the folder: at every instant the old or the new document is there, whole.
@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -203,7 +203,7 @@ impl StateFile {
     }
 }
 
-/// Writes aside, syncs, renames, syncs the new name. A failure leaves no litter that takes up space.
+/// Writes aside, syncs, renames, syncs the new name.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     replace_and(sync_name, path, bytes)
 }
@@ -213,17 +213,40 @@ fn replace_and(
     path: &Path,
     bytes: &[u8],
 ) -> Result<(), StateError> {
-    let aside = path.with_extension("new");
-    let renamed = write_synced(&aside, bytes).and_then(|()| fs::rename(&aside, path));
-    if renamed.is_err() {
-        // It may not exist; the error that matters is the first one.
-        let _ = fs::remove_file(&aside);
-    }
-    renamed.map_err(|source| StateError::write(path, source))?;
+    rename_over(path, |aside| write_synced(aside, bytes))
+        .map_err(|source| StateError::write(path, source))?;
     sync_name(path).map_err(|source| StateError::NotSynced {
         file: path.to_owned(),
         source,
     })
+}
+
+/// Makes `bytes` the content of `path`, durably, with exactly this mode.
+///
+/// # Errors
+/// The file cannot be written; the one before then still stands.
+pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    rename_over(path, |aside| write_with(aside, bytes, mode)?.sync_all())?;
+    sync_name(path)
+}
+
+/// The same for what is written again and again and may be lost with the power: it costs the medium nothing by itself.
+///
+/// # Errors
+/// As [`replace_file`].
+pub fn replace_unsynced(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    rename_over(path, |aside| write_with(aside, bytes, mode).map(drop))
+}
+
+/// Has a file written beside `path` and puts it in its place. A failure leaves no litter that takes up space.
+fn rename_over(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    let renamed = write(&aside).and_then(|()| fs::rename(&aside, path));
+    if renamed.is_err() {
+        // It may not exist; the error that matters is the first one.
+        let _ = fs::remove_file(&aside);
+    }
+    renamed
 }
 
 /// Makes durable that `path` is the file that was renamed to it. On most file systems the folder says so. On FAT the
@@ -244,14 +267,26 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
+    let mut file = create(path, 0o600)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
-        .mode(0o600)
-        .open(path)?;
+        .mode(mode)
+        .open(path)
+}
+
+fn write_with(path: &Path, bytes: &[u8], mode: u32) -> io::Result<File> {
+    let mut file = create(path, mode)?;
+    // Whatever the umask, and before anything is in it.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
-    file.sync_all()
+    Ok(file)
 }
 
 /// Whether `directory` is part of the running root file system, which an update replaces.

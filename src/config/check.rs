@@ -74,6 +74,7 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
         report,
         state,
         control,
+        metrics,
     } = raw;
     Ok(Config {
         hub: self::hub::hub(hub)?,
@@ -145,6 +146,10 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
             socket: needed_path("control.socket", &control.socket)?,
             os_release: needed_path("control.os_release", &control.os_release)?,
         },
+        metrics: MetricsConfig {
+            textfile: textfile(&metrics.textfile)?,
+            interval: duration("metrics.interval", metrics.interval, secs(1)..=HOUR)?,
+        },
     })
 }
 
@@ -195,6 +200,21 @@ fn path(key: &str, value: &str) -> Checked<Option<PathBuf>> {
             key,
             format!("is `{value}`; give the whole path, from `/`"),
         )),
+    }
+}
+
+/// The collector passes over files with other names.
+fn textfile(file: &str) -> Checked<Option<PathBuf>> {
+    const KEY: &str = "metrics.textfile";
+    match path(KEY, file)? {
+        Some(file) if file.extension().is_none_or(|end| end != "prom") => Err(Wrong::new(
+            KEY,
+            format!(
+                "is `{}`; node_exporter reads files whose names end with `.prom` alone",
+                file.display()
+            ),
+        )),
+        other => Ok(other),
     }
 }
 

@@ -116,6 +116,7 @@ section! {
         report: RawReport = RawReport::default(),
         state: RawState = RawState::default(),
         control: RawControl = RawControl::default(),
+        metrics: RawMetrics = RawMetrics::default(),
     }
 }
 
@@ -284,6 +285,14 @@ section! {
     RawControl {
         socket: String = "/run/fwupdated/control".to_owned(),
         os_release: String = "/etc/os-release".to_owned(),
+    }
+}
+
+section! {
+    /// `[metrics]`
+    RawMetrics {
+        textfile: String = String::new(),
+        interval: RawDuration = RawDuration::seconds(15),
     }
 }
 

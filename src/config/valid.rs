@@ -40,6 +40,8 @@ pub struct Config {
     pub state: StateConfig,
     /// `[control]`
     pub control: ControlConfig,
+    /// `[metrics]`
+    pub metrics: MetricsConfig,
 }
 
 /// `[hub]`: how the device reaches IoT Hub.
@@ -360,4 +362,13 @@ pub struct ControlConfig {
     pub socket: PathBuf,
     /// File with `VERSION_ID` or `IMAGE_VERSION` of the running system. Default `/etc/os-release`.
     pub os_release: PathBuf,
+}
+
+/// `[metrics]`: what Prometheus sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// File for node_exporter's textfile collector; its name ends with `.prom`. Default none.
+    pub textfile: Option<PathBuf>,
+    /// Shortest time between two writes of it. Default 15 s.
+    pub interval: Duration,
 }

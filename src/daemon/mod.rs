@@ -20,6 +20,7 @@ pub mod install;
 pub mod link;
 pub mod logging;
 pub mod meter;
+pub mod metrics;
 pub mod moments;
 pub mod pace;
 pub mod policy;
@@ -202,6 +203,9 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
         stop.clone(),
     ));
 
+    let metrics = metrics::keep_file(config.metrics.clone(), published.clone(), stop.clone());
+    let metrics = tokio::spawn(metrics);
+
     // Neither task ends by itself but by a defect. Then a new start is the remedy, and without the hub's task
     // nobody could reach the device to ask for one.
     let ended_early = tokio::select! {
@@ -231,6 +235,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     };
     control.abort();
     watchdog.abort();
+    let _ = tokio::time::timeout(Duration::from_secs(1), metrics).await;
     match (ended_early, ended) {
         (None, Ok(())) => Ok(()),
         (task, ended) => Err(Failure::new(

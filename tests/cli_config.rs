@@ -350,7 +350,6 @@ fn what_would_be_refused_later_is_refused_before_anything_is_written() {
             ],
             "config-init-identity",
         ),
-        (&["--state-directory", "here"], "config-value"),
         (&["--bootloader", "tryboot"], "config-init-slots"),
     ] {
         let more: Vec<_> = options.to_vec();

@@ -135,13 +135,13 @@ async fn the_update_s_id_finds_its_whole_story_before_and_after_the_reboot() {
     let rig = Rig::start(dir.path()).await;
     let good = rig.build("1.1.0", noise(2 * MIB, 2), &[]);
     let bad = rig.build("1.2.0", noise(2 * MIB, 3), &[]);
-    let mut device = Device::new(
-        &rig,
-        &dir.path().join("device"),
-        4 * MIB as u64,
-        "1.0.0",
-        "",
+    let metrics = dir.path().join("fwupdated.prom");
+    let settings = format!(
+        "[metrics]\ntextfile = \"{}\"\ninterval = \"1s\"\n",
+        metrics.display()
     );
+    let folder = dir.path().join("device");
+    let mut device = Device::new(&rig, &folder, 4 * MIB as u64, "1.0.0", &settings);
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     fs::set_permissions(device.dir.join("connection-string"), mode).unwrap();
     device.launcher = Journal::launcher(&journal.dir);
@@ -218,6 +218,14 @@ async fn the_update_s_id_finds_its_whole_story_before_and_after_the_reboot() {
     assert_eq!(end["PRIORITY"], "3");
 
     device.stop();
+    let page = fs::read_to_string(metrics).unwrap();
+    for line in [
+        "fwupdated_up 0",
+        "fwupdated_update_stage{stage=\"rolled-back\"} 1",
+        "fwupdated_update_error{code=\"health-check-failed\"} 1",
+    ] {
+        assert!(page.lines().any(|it| it == line), "no {line}\n{page}");
+    }
     let all = journal.entries(&["SYSLOG_IDENTIFIER=fwupdated"]);
     for entry in &all {
         // No line about an update lacks its id.
@@ -365,7 +373,7 @@ fn a_device_that_nobody_has_set_up_says_so_once_and_is_silent_then() {
     story.dedup();
     assert_eq!(story, ["IDENTITY_MISSING", "PROBLEM_FOUND"], "{texts:#?}");
     for remedy in [
-        "set slots.a.rootfs and slots.b.rootfs",
+        "run `fwupdatectl config init`, or set slots.a.rootfs and slots.b.rootfs",
         "Put the device connection string there",
     ] {
         assert_eq!(

@@ -49,7 +49,7 @@ fn check(file: Option<&Path>) -> u8 {
     };
     if config.slots.is_none() {
         note(
-            "note: no slots are configured, so no update can be installed; see [slots.a] and [slots.b]",
+            "note: no slots are configured, so no update can be installed; see [slots.a] and [slots.b], or run `fwupdatectl config init`",
         );
     }
     if config.trust.allow_unsigned {

@@ -43,7 +43,7 @@ impl Board {
             Failure::new(
                 "slots-not-configured",
                 Class::Final,
-                "no slots are configured; set slots.a.rootfs and slots.b.rootfs in /etc/fwupdated/fwupdated.toml",
+                "no slots are configured, so no update can be installed; run `fwupdatectl config init`, or set slots.a.rootfs and slots.b.rootfs",
             )
         })?;
         let slots =

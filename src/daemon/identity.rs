@@ -399,7 +399,7 @@ impl IdentitySource for FileIdentity {
                     None => "hub.connection_string_file is empty".to_owned(),
                 };
                 return Err(missing(format!(
-                    "no device identity: {place}. Put the device connection string there, or set up [provisioning]"
+                    "no device identity: {place}. Put the device connection string there, or set up [provisioning]; `fwupdatectl config init` does either"
                 )));
             }
         };

@@ -603,21 +603,21 @@ impl Task {
     /// Tells the consumer, and the log's reader: at once when the reason is a new one, else now and then.
     fn say(&mut self, failure: &Failure, pause: Duration) {
         self.events.disconnected(failure.clone());
-        let (code, text) = (&failure.code, &failure.message);
+        let code = &failure.code;
         let seconds = pause.as_secs_f32();
         let now = Instant::now();
         match &self.said {
             Some((said, at)) if said == code && now < *at + REMIND => {
                 debug!(
                     fwupdated_error_code = code,
-                    "no hub connection: {text}; next attempt in {seconds:.1} s"
+                    "no hub connection: {failure}; next attempt in {seconds:.1} s"
                 );
             }
             _ => {
                 warn!(
                     message_id = event(failure),
                     fwupdated_error_code = code,
-                    "no hub connection: {text}; next attempt in {seconds:.1} s"
+                    "no hub connection: {failure}; next attempt in {seconds:.1} s"
                 );
                 self.said = Some((code.clone(), now));
             }

@@ -58,10 +58,7 @@ pub fn apply(
     }
     match result {
         Ok(tried) if tried.failed == 0 => {
-            tracing::info!(
-                "{}: {made} chunks are made with a static delta",
-                source.uri()
-            );
+            tracing::info!("{}: used a static delta for {made} chunks", source.uri());
         }
         Ok(tried) => tracing::warn!(
             "{}: a static delta was of use only in part ({made} chunks; {} of {} patches failed): it is damaged, or the \

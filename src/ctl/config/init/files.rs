@@ -53,6 +53,8 @@ impl Text {
 
     pub(super) fn path(&mut self, key: &str, path: Option<&Path>) {
         if let Some(path) = path {
+            // The daemon runs elsewhere. Where the present folder is not known, the check says what is wrong.
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
             self.value(key, path.display().to_string());
         }
     }

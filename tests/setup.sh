@@ -86,6 +86,7 @@ if [ "$what" = --tests ]; then
     need npm npm
     need git git
     need curl curl
+    need jq jq
     need chromium chromium
     need shellcheck shellcheck
 fi

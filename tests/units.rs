@@ -177,6 +177,8 @@ fn every_path_of_the_default_configuration_fits_the_sandbox() {
         // Places of a bootloader environment in a file, on Debian and on Raspberry Pi OS.
         Path::new("/boot/uboot.env"),
         Path::new("/boot/firmware/uboot.env"),
+        // The metrics, as docs/reference/metrics.md says.
+        Path::new("/var/lib/prometheus/node-exporter/fwupdated.prom"),
         // The state of a board that is prepared as documented.
         &documented_state(),
     ] {

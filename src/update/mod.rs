@@ -5,6 +5,7 @@
 //! - [`status`]: the one document that describes an update to everyone outside (twin, CLI, journal).
 //! - [`ports`]: what the machine needs from the board, as traits.
 //! - [`events`]: the ids under which the journal tells what happens.
+//! - [`window`]: windows of a week in which updates may happen.
 //! - [`request`], [`uri`], [`digest`], [`slot`], [`failure`]: the words all of them share.
 
 pub mod boot;
@@ -17,3 +18,4 @@ pub mod request;
 pub mod slot;
 pub mod status;
 pub mod uri;
+pub mod window;

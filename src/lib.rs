@@ -7,6 +7,7 @@
 //! | **the partition is written** | [`platform::slot_writer`] |
 //! | the running slot is read | [`platform::running_slot`] |
 //! | files of the running system are copied into the new one | [`platform::carry_over`] |
+//! | who is logged in and what inhibits a reboot is asked, users are warned | [`platform::logind`] |
 //! | **the boot slot is changed** | [`platform::uboot_env`], or [`platform::tryboot`] |
 //! | the image is downloaded | [`platform::fetch`] |
 //! | the hub is spoken to (MQTT) | [`hub::session`] |

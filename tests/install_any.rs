@@ -167,6 +167,7 @@ impl Bench {
                 target: Slot::B,
                 from_version: None,
                 times: Times::default(),
+                consent: fwupdated::update::policy::Consent::default(),
             },
             image: facts,
         };

@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use fwupdated::{
     config::StateConfig,
     daemon::{saved::Saved, store::Store},
-    update::{machine::State, slot::Slot, status::Stage},
+    update::{machine::State, policy::Consent, slot::Slot, status::Stage},
 };
 use serde_json::Value;
 
@@ -70,6 +70,7 @@ fn assert_what_lasts(saved: &Saved, name: &str) {
 fn each_state_of_version_1_is_read_whole() {
     let states = [
         ("v1-carrying-over.json", "20260301T100000Z-0a1b2c3d"),
+        ("v1-holding.json", "20260301T100000Z-0a1b2c3d"),
         ("v1-idle.json", ""),
         ("v1-rebooting.json", "20260301T100000Z-0a1b2c3d"),
         ("v1-rolling-back.json", "20260301T100000Z-0a1b2c3d"),
@@ -87,6 +88,22 @@ fn each_state_of_version_1_is_read_whole() {
         assert_eq!(job, id, "{name}");
         assert_eq!(saved.machine == State::Idle, id.is_empty(), "{name}");
     }
+}
+
+#[test]
+fn what_people_said_is_read_and_where_nothing_is_said_nobody_said_anything() {
+    let consent = |name: &str| {
+        let (_, document) = fixtures(name).remove(0);
+        let saved = Directory::with(&document).store().load().unwrap();
+        saved.machine.job().unwrap().consent.clone()
+    };
+    let said = Consent {
+        start: true,
+        deferred_until: Some("2026-03-01T18:00:00Z".parse().unwrap()),
+        ..Consent::default()
+    };
+    assert_eq!(consent("v1-holding"), said);
+    assert_eq!(consent("v1-writing"), Consent::default());
 }
 
 /// What is in `old` and not, or otherwise, in `new`.

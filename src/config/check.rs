@@ -18,6 +18,7 @@ use super::{
 
 mod fetch;
 mod hub;
+mod policy;
 
 /// A rule that a key breaks. The layers know where the key stands.
 #[derive(Debug)]
@@ -90,15 +91,7 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
             allow_downgrade: trust.downgrade == Permission::Allow,
             compatible: filled("trust.compatible", &trust.compatible)?,
         },
-        policy: PolicyConfig {
-            random_delay: duration(
-                "policy.random_delay",
-                policy.random_delay,
-                Duration::ZERO..=DAY * 7,
-            )?,
-            hook_dir: needed_path("policy.hook_dir", &policy.hook_dir)?,
-            hook_interval: duration("policy.hook_interval", policy.hook_interval, TENTH..=DAY)?,
-        },
+        policy: self::policy::policy(policy, bootloader.kind)?,
         health: HealthConfig {
             deadline: duration("health.deadline", health.deadline, secs(1)..=DAY)?,
             units: units(health.units.as_deref(), bootloader.kind)?,

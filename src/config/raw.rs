@@ -9,8 +9,12 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::valid::{BootVariables, BootloaderKind, HubTransport};
+use crate::update::{
+    policy::{Approval, Reboot, Start},
+    window::Window,
+};
 
-/// A duration as written: `"30s"`, `"5m"`, `"1h30m"`.
+/// A duration as written: `"30s"`, `"5m"`, `"1h30m"`, `"7d"` (days of 24 hours).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RawDuration(pub Duration);
 
@@ -34,7 +38,8 @@ impl std::str::FromStr for RawDuration {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         text.trim()
-            .parse::<jiff::SignedDuration>()
+            .parse::<jiff::Span>()
+            .and_then(|span| span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()))
             .ok()
             .and_then(|duration| Duration::try_from(duration).ok())
             .map(Self)
@@ -44,7 +49,9 @@ impl std::str::FromStr for RawDuration {
 
 /// The text was not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a duration; write one such as \"500ms\", \"30s\", \"5m\" or \"1h30m\"")]
+#[error(
+    "`{0}` is not a duration; write one such as \"500ms\", \"30s\", \"5m\", \"1h30m\" or \"7d\""
+)]
 pub struct NotADuration(pub String);
 
 impl Serialize for RawDuration {
@@ -225,9 +232,21 @@ section! {
 section! {
     /// `[policy]`
     RawPolicy {
+        windows: Vec<Window> = Vec::new(),
+        time_zone: String = String::new(),
+        start: Start = Start::Window,
+        approval: Approval = Approval::None,
         random_delay: RawDuration = RawDuration::seconds(0),
         hook_dir: String = "/etc/fwupdated/policy.d".to_owned(),
         hook_interval: RawDuration = RawDuration::seconds(60),
+        reboot: Reboot = Reboot::Window,
+        max_deferral: RawDuration = RawDuration::seconds(7 * 24 * 3600),
+        /// `None`: what suits the bootloader.
+        #[serde(serialize_with = "reboot_notice")]
+        reboot_notice: Option<RawDuration> = None,
+        /// `None`: what suits the bootloader.
+        #[serde(serialize_with = "max_inhibit")]
+        max_inhibit: Option<RawDuration> = None,
     }
 }
 
@@ -307,6 +326,27 @@ pub(super) const BOOT_COMPLETE: &str = "boot-complete.target";
 pub(super) const DEVICE_TREE: &str = "/proc/device-tree";
 /// Boots of a trial, where the bootloader counts them.
 pub(super) const TRIES: u8 = 3;
+
+/// How long users of a real board are warned before it reboots.
+pub(super) const REBOOT_NOTICE: RawDuration = RawDuration::seconds(60);
+/// How long a program may hold up the reboot of a real board.
+pub(super) const MAX_INHIBIT: RawDuration = RawDuration::seconds(6 * 3600);
+
+#[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+fn reboot_notice<S: Serializer>(
+    time: &Option<RawDuration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    time.unwrap_or(REBOOT_NOTICE).serialize(serializer)
+}
+
+#[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+fn max_inhibit<S: Serializer>(
+    time: &Option<RawDuration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    time.unwrap_or(MAX_INHIBIT).serialize(serializer)
+}
 
 #[expect(clippy::ref_option, reason = "the signature that serde asks for")]
 fn tries<S: Serializer>(tries: &Option<u8>, serializer: S) -> Result<S::Ok, S::Error> {

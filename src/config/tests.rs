@@ -266,7 +266,7 @@ fn values_out_of_range_are_located_where_they_were_last_given() {
     for (text, expected) in [
         (
             "hub.keep_alive = '5'",
-            "f:1:18: `5` is not a duration; write one such as \"500ms\", \"30s\", \"5m\" or \"1h30m\"",
+            "f:1:18: `5` is not a duration; write one such as \"500ms\", \"30s\", \"5m\", \"1h30m\" or \"7d\"",
         ),
         (
             "hub.keep_alive = '-30s'",
@@ -570,9 +570,79 @@ fn the_shipped_file_changes_nothing_and_shows_every_default() {
                 newly_failed_units: Some(true),
                 ..raw::RawHealth::default()
             },
+            policy: raw::RawPolicy {
+                reboot_notice: Some(raw::REBOOT_NOTICE),
+                max_inhibit: Some(raw::MAX_INHIBIT),
+                ..raw::RawPolicy::default()
+            },
             ..RawConfig::default()
         }
     );
+}
+
+#[test]
+fn a_policy_is_read_whole_and_a_stand_in_disturbs_nobody_on_the_machine_that_it_runs_on() {
+    let text = "[policy]\nwindows = ['Mon..Fri 02:00-05:00', 'Sat,Sun 22:00-06:00']\ntime_zone = 'Europe/Berlin'\n\
+                start = 'now'\napproval = 'required'\nreboot = 'idle'\nmax_deferral = '14d'\n";
+    let policy = load(&[("f", text)], &[]).unwrap().policy;
+    assert_eq!(policy.rules.windows.0.len(), 2);
+    assert_eq!(
+        policy.rules.time_zone,
+        jiff::tz::TimeZone::get("Europe/Berlin").ok()
+    );
+    assert_eq!(
+        policy.rules.max_deferral,
+        Duration::from_secs(14 * 24 * 3600)
+    );
+    let disturbs = |policy: &PolicyConfig| (policy.reboot_notice, policy.max_inhibit);
+    assert_eq!(
+        disturbs(&policy),
+        (Duration::from_secs(60), Duration::from_secs(6 * 3600))
+    );
+    let stand_in = "[bootloader]\nkind = 'file'\nbooted_file = '/b'\n";
+    let policy = load(&[("f", stand_in)], &[]).unwrap().policy;
+    assert_eq!(disturbs(&policy), (Duration::ZERO, Duration::ZERO));
+    let asked = format!("{stand_in}[policy]\nreboot_notice = '5s'\nmax_inhibit = '1h'\n");
+    let policy = load(&[("f", &asked)], &[]).unwrap().policy;
+    assert_eq!(
+        disturbs(&policy),
+        (Duration::from_secs(5), Duration::from_secs(3600))
+    );
+}
+
+#[test]
+fn a_wrong_policy_is_shown_with_its_place_and_what_is_allowed() {
+    for (text, place, expected) in [
+        (
+            "[policy]\nwindows = ['Sat 22:00-06:00', 'Sun 25:00-26:00']",
+            "f:2:31",
+            "`Sun 25:00-26:00` is no window: a time is not HH:MM",
+        ),
+        (
+            "[policy]\ntime_zone = 'Europe/Atlantis'",
+            "f:2:13",
+            "policy.time_zone is `Europe/Atlantis`",
+        ),
+        (
+            "[policy]\nreboot = 'never'",
+            "f:2:10",
+            "unknown variant `never`, expected one of `window`, `now`, `idle`, `manual`",
+        ),
+        (
+            "[policy]\nreboot_notice = '1h'",
+            "f:2:17",
+            "policy.reboot_notice is 1h; allowed is 0s to 15m",
+        ),
+    ] {
+        let (code, message) = refused(text);
+        assert_eq!(code, "config-value", "{text}");
+        assert!(message.starts_with(place), "{message}");
+        assert!(message.contains(expected), "{message}");
+    }
+    // A list has commas of its own here.
+    let windows = r#"["Sat,Sun 22:00-06:00"]"#;
+    let config = load(&[], &[("FWUPDATED_POLICY__WINDOWS", windows)]).unwrap();
+    assert_eq!(config.policy.rules.windows.0.len(), 1);
 }
 
 #[test]

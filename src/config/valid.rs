@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::update::slot::Slot;
+use crate::update::{policy::Rules, slot::Slot};
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -282,13 +282,18 @@ pub struct TrustConfig {
 /// `[policy]`: when an accepted update may go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyConfig {
-    /// Random delay, up to this, before the download starts. Default none.
-    pub random_delay: Duration,
+    /// What the decision is made by.
+    pub rules: Rules,
     /// Folder of executables asked before the download: exit 0 go, 75 ask again later, else refuse.
     /// Default `/etc/fwupdated/policy.d`.
     pub hook_dir: PathBuf,
     /// How often hooks that said 75 are asked again. Default 60 s.
     pub hook_interval: Duration,
+    /// How long users who are logged in are warned before the reboot. Default 1 min, with `file` none.
+    pub reboot_notice: Duration,
+    /// How long programs that inhibit the reboot are waited for; zero: they are not asked for. Default 6 h, with
+    /// `file` zero.
+    pub max_inhibit: Duration,
 }
 
 /// `[health]`: what a trial boot must show before it is confirmed.

@@ -65,6 +65,23 @@ pub(super) enum LocalCommand {
     },
     /// Stop the update under way, if it can still be stopped
     Cancel,
+    /// Let the update that waits go on: its start where that needs approval, or the reboot into it
+    Approve {
+        /// Only if the update that waits is this one
+        id: Option<String>,
+        /// Wait for nothing else: no window, no delay, no idle device
+        #[arg(long)]
+        now: bool,
+    },
+    /// Put the update that waits, or the reboot into it, off; policy.max_deferral is the limit
+    Defer {
+        /// For so long, such as 30m, 2h or 1d
+        #[arg(value_parser = super::duration)]
+        duration: Duration,
+        /// Only if the update that waits is this one
+        #[arg(long)]
+        id: Option<String>,
+    },
 }
 
 /// Carries `command` out over `socket`. Returns the exit code.
@@ -107,6 +124,14 @@ async fn carry_out(
             install(socket, &request, watch, timeout).await
         }
         LocalCommand::Cancel => cancel(socket).await,
+        LocalCommand::Approve { id, now } => {
+            let client = Client::connect(socket).await?;
+            Ok(answered(&client.approve(id.as_deref(), now).await?))
+        }
+        LocalCommand::Defer { duration, id } => {
+            let client = Client::connect(socket).await?;
+            Ok(answered(&client.defer(id.as_deref(), duration).await?))
+        }
     }
 }
 

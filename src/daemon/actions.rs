@@ -21,14 +21,16 @@ use super::{
     meter::{Cancel, Canceller, Meter, cancellation},
     moments,
     moments::Moment,
-    policy,
+    policy::{self, reboot::Gate},
     saved::{Baseline, Saved},
     updater::{Published, blocking},
 };
 use crate::{
     config::{BootloaderKind, Config},
     image::delta::OldPayload,
-    platform::{carry_over::carry_over, fetch::Fetcher, reboot::Purpose, slot_writer::SlotWriter},
+    platform::{
+        carry_over::carry_over, fetch::Fetcher, logind, reboot::Purpose, slot_writer::SlotWriter,
+    },
     update::{
         boot, events,
         failure::{Class, Failure},
@@ -238,9 +240,11 @@ fn version_of_booted(context: &Context, saved: &Saved) -> Option<String> {
 impl Run {
     /// What a reboot is for.
     fn purpose(&self) -> Purpose {
-        match self.machine {
+        match &self.machine {
             State::RollingBack { .. } => Purpose::Rollback,
-            State::Rebooting { .. } => Purpose::Trial,
+            State::Rebooting { written, .. } => Purpose::Trial {
+                past_inhibitors: written.job.consent.past_inhibitors,
+            },
             _ => Purpose::Request,
         }
     }
@@ -257,6 +261,7 @@ impl Run {
             Action::DisableSlot(slot) => self.disable(slot).await,
             Action::WriteSlot(prepared) => self.write(prepared).await,
             Action::VerifySlot(written) => self.verify(written).await,
+            Action::AwaitReboot(written) => self.await_reboot(&written.job).await,
             Action::CarryOver(written) => self.carry_over(written).await,
             Action::ArmSlot(written) => self.arm(written).await,
             // Nothing of it needs to end well: the reboot happens by itself, or is asked for again.
@@ -384,12 +389,23 @@ impl Run {
     }
 
     async fn verify(&self, written: Written) -> Result<Event, Failure> {
-        let target = written.job.target;
+        let (target, update) = (written.job.target, written.clone());
+        let is_held = matches!(self.machine, State::Holding(_));
+        if is_held {
+            let text = "reading the slot back once more, before the reboot";
+            self.report(Report::Detail(text.to_owned()));
+        }
         let verified = self.with_slot(target, move |installer, slot| {
             installer.verify(&written, slot)
         });
         verified.await?;
-        self.allowed(Moment::PostInstall).await?;
+        // Asked before the wait.
+        if !is_held {
+            self.allowed(Moment::PostInstall).await?;
+        }
+        if !self.may_reboot(&update).await? {
+            return Ok(Event::RebootMustWait);
+        }
         let connected = self.context.published.borrow().status.hub.connected;
         let baseline = health::baseline(&self.context.config.health, connected).await;
         // Heard before the event that follows, and durable with it: before anything is armed.
@@ -398,6 +414,41 @@ impl Run {
             true => Event::SlotMatches,
             false => Event::CarryOverDue,
         })
+    }
+
+    /// Whether the slot may be armed and the device reboot now; users are warned before.
+    async fn may_reboot(&self, written: &Written) -> Result<bool, Failure> {
+        let mut gate = Gate::new(&self.context.config.policy, &written.job);
+        match self.machine {
+            // It was allowed, and the slot may be armed.
+            State::Arming(_) => return Ok(true),
+            State::Holding(_) => {}
+            _ => return Ok(gate.is_open().await),
+        }
+        let say = |text| self.report(Report::Detail(text));
+        if let Some(at) = gate.warn_users(written.image.version.as_deref(), say).await {
+            tokio::select! {
+                () = tokio::time::sleep(self.context.config.policy.reboot_notice) => {}
+                () = self.cancel.cancelled() => {
+                    // The warning is no more than one.
+                    if let Err(error) = logind::withdraw_warning(at).await {
+                        let failure = Failure::from(&error);
+                        warn!(fwupdated_error_code = failure.code, "{failure}");
+                    }
+                    return Err(super::meter::stopped());
+                }
+            }
+        }
+        Ok(!gate.is_inhibited().await)
+    }
+
+    async fn await_reboot(&self, job: &Job) -> Result<Event, Failure> {
+        let say = |text| self.report(Report::Detail(text));
+        let mut gate = Gate::new(&self.context.config.policy, job);
+        tokio::select! {
+            past_inhibitors = gate.wait(say) => Ok(Event::RebootAllowed { past_inhibitors }),
+            () = self.cancel.cancelled() => Err(super::meter::stopped()),
+        }
     }
 
     async fn carry_over(&self, written: Written) -> Result<Event, Failure> {
@@ -472,7 +523,7 @@ impl Run {
     async fn reboot(&self) -> Result<Event, Failure> {
         let purpose = self.purpose();
         let argument = match purpose {
-            Purpose::Trial => {
+            Purpose::Trial { .. } => {
                 self.tell(Moment::PreReboot).await;
                 let board = self.context.board.clone();
                 blocking(move || board.with_bootloader(|bootloader| bootloader.start_trial()))

@@ -156,6 +156,24 @@ impl Manager {
         answered("local cancel", &answer);
         document(&answer)
     }
+
+    /// Lets the update that waits go on: `update_id` if it is that one, "" for any; with `now` without waiting for anything else.
+    async fn approve(&self, update_id: String, now: bool) -> fdo::Result<String> {
+        let id = Some(update_id).filter(|id| !id.is_empty());
+        let ask = |reply| Command::Approve { id, now, reply };
+        let answer = self.ask(ask).await;
+        answered("local approve", &answer);
+        document(&answer)
+    }
+
+    /// Puts the update that waits off for so many seconds, within the policy's limit.
+    async fn defer(&self, update_id: String, seconds: u64) -> fdo::Result<String> {
+        let id = Some(update_id).filter(|id| !id.is_empty());
+        let by = std::time::Duration::from_secs(seconds);
+        let answer = self.ask(|reply| Command::Defer { id, by, reply }).await;
+        answered("local defer", &answer);
+        document(&answer)
+    }
 }
 
 impl Manager {

@@ -8,6 +8,8 @@
 //! | property `Status` (s, read, emits a change) | the JSON of [`crate::update::status::Status`] |
 //! | `Install(s) -> s` | an [`InstallRequest`] in, an [`Answer`] out |
 //! | `Cancel() -> s` | an [`Answer`] out |
+//! | `Approve(s, b) -> s` | the id of the update that is meant, or ""; whether to wait for nothing else. An [`Answer`] out |
+//! | `Defer(s, t) -> s` | the id likewise; for how many seconds. An [`Answer`] out |
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

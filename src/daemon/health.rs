@@ -205,6 +205,7 @@ mod tests {
                 target: Slot::B,
                 from_version: None,
                 times: Times::default(),
+                consent: crate::update::policy::Consent::default(),
             },
             image: ImageFacts {
                 version: None,

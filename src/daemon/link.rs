@@ -397,6 +397,11 @@ async fn ask(
         Ok(method::Command::Status) => return Answer::status(status),
         Ok(method::Command::Update(request)) => Command::Install { request, reply },
         Ok(method::Command::Cancel) => Command::Cancel { reply },
+        Ok(method::Command::Approve) => Command::Approve {
+            id: None,
+            now: false,
+            reply,
+        },
         Ok(method::Command::Rollback) => Command::Rollback { reply },
         Ok(method::Command::Reboot) => Command::Reboot { reply },
     };

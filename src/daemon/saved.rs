@@ -15,6 +15,7 @@ use crate::{
         digest::Sha256,
         failure::Failure,
         machine::{Content, Finished, Job, State},
+        policy::Consent,
         request::Request,
         slot::Slot,
         status::{Progress, SlotState, SlotStatus, Stage, Status, Times, UpdateReport},
@@ -236,6 +237,7 @@ impl Saved {
             target,
             from_version,
             times,
+            consent: Consent::default(),
         };
         let (stage, failure) = (Stage::DownloadFailed, Some(failure));
         self.finish(
@@ -292,9 +294,10 @@ impl Saved {
             State::Disabling(_) | State::Writing(_) | State::Verifying(_) => {
                 Some(SlotState::Writing)
             }
-            State::Arming(_) | State::CarryingOver(_) | State::Rebooting { .. } => {
-                Some(SlotState::Verified)
-            }
+            State::Holding(_)
+            | State::Arming(_)
+            | State::CarryingOver(_)
+            | State::Rebooting { .. } => Some(SlotState::Verified),
             State::Trial(_) | State::Confirming(_) => Some(SlotState::Trial),
             State::RollingBack { .. } | State::Abandoning { .. } => Some(SlotState::Bad),
         };
@@ -381,6 +384,7 @@ mod tests {
                     target: Slot::B,
                     from_version: None,
                     times: Times::default(),
+                    consent: Consent::default(),
                 },
                 image,
                 content: Some(content),

@@ -75,6 +75,24 @@ pub enum Command {
         /// The answer.
         reply: oneshot::Sender<Answer>,
     },
+    /// Let the update that waits go on.
+    Approve {
+        /// Which one must be meant; `None`: whichever waits.
+        id: Option<String>,
+        /// Without waiting for anything else.
+        now: bool,
+        /// The answer.
+        reply: oneshot::Sender<Answer>,
+    },
+    /// Put the update that waits off.
+    Defer {
+        /// Which one must be meant; `None`: whichever waits.
+        id: Option<String>,
+        /// For so long.
+        by: Duration,
+        /// The answer.
+        reply: oneshot::Sender<Answer>,
+    },
     /// Reject the trial boot under way.
     Rollback {
         /// The answer.
@@ -378,8 +396,11 @@ impl Updater {
 
     /// True when the next tick has nothing to do, unless something happens before.
     fn is_calm(&self) -> bool {
-        self.saved.machine == State::Idle
-            && self.board.is_ok()
+        // While an update waits, for days perhaps, nothing moves either.
+        matches!(
+            self.saved.machine,
+            State::Idle | State::Waiting(_) | State::Holding(_)
+        ) && self.board.is_ok()
             && self.unsaved.is_none()
             && self.held_up.is_none()
     }

@@ -28,6 +28,7 @@ const MAX_VERSION: usize = 64;
 /// Names of the methods besides the one(s) that start an update.
 const STATUS: &str = "firmwareUpdateStatus";
 const CANCEL: &str = "firmwareUpdateCancel";
+const APPROVE: &str = "firmwareUpdateApprove";
 const ROLLBACK: &str = "firmwareUpdateRollback";
 const REBOOT: &str = "reboot";
 
@@ -49,6 +50,8 @@ pub enum Command {
     Status,
     /// Cancel the update under way.
     Cancel,
+    /// Let the update that waits for approval go on.
+    Approve,
     /// Go back to the other slot.
     Rollback,
     /// Reboot the device.
@@ -251,12 +254,13 @@ fn command(methods: &Methods, name: &str, payload: &[u8]) -> Result<Command, Met
     match name {
         STATUS => Ok(Command::Status),
         CANCEL => Ok(Command::Cancel),
+        APPROVE => Ok(Command::Approve),
         ROLLBACK => Ok(Command::Rollback),
         REBOOT if methods.allow_reboot => Ok(Command::Reboot),
         REBOOT => Err(MethodError::RebootDisabled),
         _ => {
             let mut known: Vec<&str> = methods.update_names.iter().map(String::as_str).collect();
-            known.extend([STATUS, CANCEL, ROLLBACK, REBOOT]);
+            known.extend([STATUS, CANCEL, APPROVE, ROLLBACK, REBOOT]);
             Err(MethodError::Unknown {
                 name: name.chars().filter(|c| !c.is_control()).take(100).collect(),
                 known: known.join(", "),
@@ -552,6 +556,7 @@ mod tests {
         let call = |name: &str| parse(&methods(), name, b"");
         assert_eq!(call("firmwareUpdateStatus"), Ok(Command::Status));
         assert_eq!(call("firmwareUpdateCancel"), Ok(Command::Cancel));
+        assert_eq!(call("firmwareUpdateApprove"), Ok(Command::Approve));
         assert_eq!(call("firmwareUpdateRollback"), Ok(Command::Rollback));
         assert_eq!(call("reboot").unwrap_err().status, 403);
         assert_eq!(call("firmwareupdate").unwrap_err().status, 501);

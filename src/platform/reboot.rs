@@ -4,7 +4,8 @@
 //! Every attempt ends within [`LIMIT`]. A rollback does not take a no for an answer: it leaves a slot that may
 //! be sick in just the parts that a clean reboot needs. From its [`FORCED_FROM`]th attempt on, so after two that
 //! were refused, timed out or had no effect, `systemctl --force reboot` asks PID 1 by its own socket, without
-//! D-Bus, logind and inhibitors. Any other reboot stays polite: an operator's inhibitor holds it back.
+//! D-Bus, logind and inhibitors. Any other reboot stays polite: what holds it back is looked at before anything is armed
+//! (`daemon/policy/reboot.rs`), since logind before systemd 257 lets root pass by every inhibitor.
 
 use std::{
     process::Stdio,
@@ -42,7 +43,10 @@ pub enum Purpose {
     /// An update or a person asks: a no counts.
     Request,
     /// The armed slot is to be tried: a no counts too, and the bootloader may want to be told.
-    Trial,
+    Trial {
+        /// Programs that inhibit the reboot were waited for long enough.
+        past_inhibitors: bool,
+    },
     /// The slot that runs must not go on running.
     Rollback,
 }
@@ -137,9 +141,14 @@ impl Coded for RebootError {
 trait LogindManager {
     /// Reboots; `interactive` lets polkit ask someone.
     fn reboot(&self, interactive: bool) -> zbus::Result<()>;
+    /// The same, with flags such as [`SKIP_INHIBITORS`].
+    fn reboot_with_flags(&self, flags: u64) -> zbus::Result<()>;
     /// What the kernel is told at the next reboot; an empty text for nothing. Kept in `/run/systemd/reboot-param`.
     fn set_reboot_parameter(&self, parameter: &str) -> zbus::Result<()>;
 }
+
+/// `SD_LOGIND_SKIP_INHIBITORS`, from systemd 257 on. Before that no inhibitor stands in root's way.
+const SKIP_INHIBITORS: u64 = 1 << 4;
 
 impl Rebooter {
     /// By `command` if there is one, else through logind.
@@ -175,8 +184,12 @@ impl Rebooter {
         }
         match &self.way {
             Way::Logind => {
+                let past = purpose
+                    == Purpose::Trial {
+                        past_inhibitors: true,
+                    };
                 let asked =
-                    async { ask_logind(&zbus::Connection::system().await?, argument).await };
+                    async { ask_logind(&zbus::Connection::system().await?, argument, past).await };
                 within_limit(asked).await
             }
             Way::Command(words) => {
@@ -217,12 +230,19 @@ async fn within_limit(asked: impl Future<Output = zbus::Result<()>>) -> Result<(
 }
 
 /// Asks logind for the reboot. The argument stays with logind when the reboot is refused: see [`Rebooter::withdraw`].
-async fn ask_logind(bus: &zbus::Connection, argument: Option<&str>) -> zbus::Result<()> {
+async fn ask_logind(
+    bus: &zbus::Connection,
+    argument: Option<&str>,
+    past_inhibitors: bool,
+) -> zbus::Result<()> {
     let logind = LogindManagerProxy::new(bus).await?;
-    let Some(argument) = argument else {
-        return logind.reboot(false).await;
-    };
-    logind.set_reboot_parameter(argument).await?;
+    if let Some(argument) = argument {
+        logind.set_reboot_parameter(argument).await?;
+    }
+    // A logind that does not know the flag lets root pass without it.
+    if past_inhibitors && logind.reboot_with_flags(SKIP_INHIBITORS).await.is_ok() {
+        return Ok(());
+    }
     logind.reboot(false).await
 }
 
@@ -288,14 +308,19 @@ mod tests {
         let script = format!("printf '%s|' \"$@\" > {}", said.display());
         let rebooter = Rebooter::new(Some(words(&["sh", "-c", &script, "sh"])));
         rebooter
-            .reboot(Purpose::Trial, Some("0 tryboot"))
+            .reboot(
+                Purpose::Trial {
+                    past_inhibitors: false,
+                },
+                Some("0 tryboot"),
+            )
             .await
             .unwrap();
         assert_eq!(std::fs::read_to_string(&said).unwrap(), "0 tryboot|");
     }
 
-    /// logind, as far as it is asked here.
-    struct Logind(mpsc::Sender<String>);
+    /// logind, as far as it is asked here; an old one or a new one.
+    struct Logind(mpsc::Sender<String>, bool);
 
     #[zbus::interface(name = "org.freedesktop.login1.Manager")]
     impl Logind {
@@ -303,25 +328,40 @@ mod tests {
             self.0.send(format!("reboot {interactive}")).unwrap();
         }
 
+        fn reboot_with_flags(&self, flags: u64) -> zbus::fdo::Result<()> {
+            self.0.send(format!("reboot with {flags}")).unwrap();
+            match flags {
+                // As one does that is older than the flag.
+                SKIP_INHIBITORS if self.1 => Err(zbus::fdo::Error::InvalidArgs("flags".into())),
+                _ => Ok(()),
+            }
+        }
+
         fn set_reboot_parameter(&self, parameter: &str) {
             self.0.send(format!("parameter {parameter:?}")).unwrap();
         }
     }
 
-    #[tokio::test]
-    async fn logind_is_told_the_argument_first_and_forgets_it_when_it_is_withdrawn() {
+    /// A connection to a logind, and what it is told.
+    async fn logind(is_old: bool) -> (zbus::Connection, zbus::Connection, mpsc::Receiver<String>) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (tell, told) = mpsc::channel();
         let serving = zbus::connection::Builder::unix_stream(theirs)
             .server(zbus::Guid::generate())
             .p2p()
-            .serve_at("/org/freedesktop/login1", Logind(tell))
+            .serve_at("/org/freedesktop/login1", Logind(tell, is_old))
             .build();
         let asking = zbus::connection::Builder::unix_stream(ours).p2p().build();
-        let (_logind, bus) = tokio::try_join!(serving, asking).unwrap();
-        ask_logind(&bus, Some("0 tryboot")).await.unwrap();
+        let (logind, bus) = tokio::try_join!(serving, asking).unwrap();
+        (bus, logind, told)
+    }
+
+    #[tokio::test]
+    async fn logind_is_told_the_argument_first_and_forgets_it_when_it_is_withdrawn() {
+        let (bus, _logind, told) = logind(false).await;
+        ask_logind(&bus, Some("0 tryboot"), false).await.unwrap();
         clear(&bus).await.unwrap();
-        ask_logind(&bus, None).await.unwrap();
+        ask_logind(&bus, None, false).await.unwrap();
         let said: Vec<_> = told.try_iter().collect();
         assert_eq!(
             said,
@@ -332,6 +372,19 @@ mod tests {
                 "reboot false"
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn inhibitors_that_were_waited_for_long_enough_are_passed_by_as_logind_s_version_wants_it()
+     {
+        for (is_old, expected) in [
+            (false, vec!["reboot with 16"]),
+            (true, vec!["reboot with 16", "reboot false"]),
+        ] {
+            let (bus, _logind, told) = logind(is_old).await;
+            ask_logind(&bus, None, true).await.unwrap();
+            assert_eq!(told.try_iter().collect::<Vec<_>>(), expected);
+        }
     }
 
     /// One whose polite way always fails, with a file that the forced one leaves.

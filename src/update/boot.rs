@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use super::{
     failure::{Class, Failure},
     machine::{Action, Content, Event, ImageFacts, Job, Prepared, State, Written, step},
+    policy::Consent,
     ports::{BootState, BootedFrom, PendingTrial},
     request::{Origin, Request},
     slot::Slot,
@@ -87,6 +88,7 @@ pub fn resume(
         | State::Disabling(_)
         | State::Writing(_)
         | State::Verifying(_)
+        | State::Holding(_)
             if in_target =>
         {
             let failure = disagreement(booted.slot, "it was about to be written");
@@ -130,6 +132,12 @@ pub fn resume(
             state.clone(),
             vec![Action::VerifySlot(w)],
             format!("update {id}: reading the slot back again"),
+        ),
+        // Nothing is armed; before it is, the slot is read back once more.
+        State::Holding(w) => go(
+            state.clone(),
+            vec![Action::AwaitReboot(w)],
+            format!("update {id}: the slot is written and verified; waiting for the reboot"),
         ),
 
         // The arming write was the last thing asked for; it may have happened.
@@ -418,6 +426,7 @@ fn adopted(id: &str, version: Option<String>, slot: Slot, now: Timestamp) -> Wri
                 applying: Some(now),
                 ..Times::default()
             },
+            consent: Consent::default(),
         },
         image: ImageFacts {
             version,

@@ -18,6 +18,10 @@
 //! `Arming`: in it the files are copied, then the slot is armed. From the first file on, the slot is no longer what the
 //! image's digest says, so that a restart in this state begins with writing it again.
 //!
+//! Where the policy does not let the device reboot yet, `Verifying --RebootMustWait--> Holding`: nothing is armed, for
+//! however long. `Holding --RebootAllowed-->` reads the slot back once more, since anyone may have written to it meanwhile, and
+//! then goes on as `Verifying` does.
+//!
 //! What it guarantees, and `tests::no_path_arms_an_unverified_slot_and_every_path_ends` shows for
 //! every sequence of events:
 //! - `ArmSlot` is only ever asked for after this update's `WriteSlot` and `VerifySlot` both succeeded;
@@ -34,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     digest::Sha256,
     failure::Failure,
+    policy::Consent,
     ports::SLOT_IS_CONFIRMED,
     request::Request,
     slot::Slot,
@@ -54,6 +59,9 @@ pub struct Job {
     /// When each stage was reached.
     #[serde(default)]
     pub times: Times,
+    /// What people said about it.
+    #[serde(default)]
+    pub consent: Consent,
 }
 
 /// What the image's header says, after every check that needs no more than the header.
@@ -119,6 +127,8 @@ pub enum State {
     Writing(Prepared),
     /// The slot is read back.
     Verifying(Written),
+    /// The slot holds what it must and nothing is armed: the reboot is waited for, then the slot is read back once more.
+    Holding(Written),
     /// The bootloader is told to try the slot.
     Arming(Written),
     /// Files of the running system are copied into the slot; then the bootloader is told to try it.
@@ -160,6 +170,16 @@ pub enum Event {
     Requested(Job),
     /// The policy lets the update go on.
     PolicyAllows,
+    /// Someone lets what waits go on.
+    Approved {
+        /// Without waiting for anything else.
+        now: bool,
+    },
+    /// Someone puts what waits off.
+    Deferred {
+        /// Until then.
+        until: Timestamp,
+    },
     /// The header was fetched and passed every check.
     ImageAccepted(ImageFacts),
     /// The bootloader will not boot the target.
@@ -170,6 +190,13 @@ pub enum Event {
     SlotMatches,
     /// The same, and files of the running system are to be copied into it.
     CarryOverDue,
+    /// The slot was read back and holds what it must, but the policy does not let the device reboot yet.
+    RebootMustWait,
+    /// The policy lets the device reboot.
+    RebootAllowed {
+        /// In spite of programs that inhibit it.
+        past_inhibitors: bool,
+    },
     /// They are in it, and on the medium.
     CarriedOver,
     /// The bootloader will try the target; asked during this boot.
@@ -200,8 +227,10 @@ pub enum Action {
     DisableSlot(Slot),
     /// Download and write: `SlotWritten` or `Failed`.
     WriteSlot(Prepared),
-    /// Read back and compare: `SlotMatches`, `CarryOverDue` or `Failed`.
+    /// Read back and compare: `SlotMatches`, `CarryOverDue`, `RebootMustWait` or `Failed`.
     VerifySlot(Written),
+    /// Wait until the policy lets the device reboot: `RebootAllowed`.
+    AwaitReboot(Written),
     /// Copy files of the running system into the slot, all or none: `CarriedOver` or `Failed`.
     CarryOver(Written),
     /// Tell the bootloader to try the slot: `SlotArmed` or `Failed`.
@@ -253,6 +282,7 @@ impl State {
                 Some(job)
             }
             Self::Verifying(w)
+            | Self::Holding(w)
             | Self::Arming(w)
             | Self::CarryingOver(w)
             | Self::Trial(w)
@@ -279,6 +309,7 @@ impl State {
             Self::Idle | Self::Waiting(_) | Self::Checking(_) => None,
             Self::Disabling(p) | Self::Writing(p) => Some(&p.image),
             Self::Verifying(w)
+            | Self::Holding(w)
             | Self::Arming(w)
             | Self::CarryingOver(w)
             | Self::Trial(w)
@@ -296,7 +327,7 @@ impl State {
             Self::Idle => return None,
             Self::Waiting(_) | Self::Checking(_) => Stage::Waiting,
             Self::Disabling(_) | Self::Writing(_) => Stage::Downloading,
-            Self::Verifying(_) => Stage::DownloadComplete,
+            Self::Verifying(_) | Self::Holding(_) => Stage::DownloadComplete,
             Self::Arming(_) | Self::CarryingOver(_) => Stage::Applying,
             Self::Rebooting { .. } | Self::RollingBack { .. } | Self::Abandoning { .. } => {
                 Stage::Rebooting
@@ -310,6 +341,14 @@ impl Job {
     fn stamped(mut self, stamp: impl FnOnce(&mut Times)) -> Self {
         stamp(&mut self.times);
         self
+    }
+
+    /// The last word counts.
+    fn hear(&mut self, word: &Event) {
+        (self.consent.now, self.consent.deferred_until) = match word {
+            Event::Deferred { until } => (false, Some(*until)),
+            word => (matches!(word, Event::Approved { now: true }), None),
+        };
     }
 
     fn failed(self, stage: Stage, failure: Failure, now: Timestamp) -> (State, Vec<Action>) {
@@ -378,7 +417,22 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             });
             (S::Waiting(job.clone()), vec![A::AwaitPolicy(job)])
         }
-        (S::Waiting(job), E::PolicyAllows) => (S::Checking(job.clone()), vec![A::CheckImage(job)]),
+        (S::Waiting(mut job), E::PolicyAllows) => {
+            // Said about the start alone.
+            (job.consent.now, job.consent.deferred_until) = (false, None);
+            (S::Checking(job.clone()), vec![A::CheckImage(job)])
+        }
+        // What waits is asked about anew.
+        (S::Waiting(mut job), word @ (E::Approved { .. } | E::Deferred { .. })) => {
+            job.consent.start |= matches!(word, E::Approved { .. });
+            job.hear(&word);
+            (S::Waiting(job.clone()), vec![A::AwaitPolicy(job)])
+        }
+        (S::Holding(mut written), word @ (E::Approved { .. } | E::Deferred { .. })) => {
+            written.job.consent.reboot |= matches!(word, E::Approved { .. });
+            written.job.hear(&word);
+            (S::Holding(written.clone()), vec![A::AwaitReboot(written)])
+        }
         (S::Checking(job), E::ImageAccepted(image)) => {
             let job = job.stamped(|t| t.downloading = Some(now));
             let target = job.target;
@@ -399,7 +453,14 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             };
             (S::Verifying(written.clone()), vec![A::VerifySlot(written)])
         }
-        (S::Verifying(mut written), E::SlotMatches) => {
+        (S::Verifying(written) | S::Holding(written), E::RebootMustWait) => {
+            (S::Holding(written.clone()), vec![A::AwaitReboot(written)])
+        }
+        (S::Holding(mut written), E::RebootAllowed { past_inhibitors }) => {
+            written.job.consent.past_inhibitors = past_inhibitors;
+            (S::Holding(written.clone()), vec![A::VerifySlot(written)])
+        }
+        (S::Verifying(mut written) | S::Holding(mut written), E::SlotMatches) => {
             written.job.times.applying = Some(now);
             (S::Arming(written.clone()), vec![A::ArmSlot(written)])
         }
@@ -415,7 +476,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
                 vec![A::DisableSlot(target)],
             )
         }
-        (S::Verifying(mut written), E::CarryOverDue) => {
+        (S::Verifying(mut written) | S::Holding(mut written), E::CarryOverDue) => {
             written.job.times.applying = Some(now);
             (
                 S::CarryingOver(written.clone()),
@@ -462,9 +523,10 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             S::Disabling(prepared) | S::Writing(prepared),
             E::Failed(failure) | E::Cancelled(failure),
         ) => prepared.failed(failure, now),
-        (S::Verifying(written), E::Failed(failure) | E::Cancelled(failure)) => {
-            written.finished(Stage::DownloadFailed, Some(failure), now)
-        }
+        (
+            S::Verifying(written) | S::Holding(written),
+            E::Failed(failure) | E::Cancelled(failure),
+        ) => written.finished(Stage::DownloadFailed, Some(failure), now),
         // The bootloader may hold the trial already: disarm before giving up.
         (
             S::Arming(written) | S::CarryingOver(written) | S::Rebooting { written, .. },
@@ -518,6 +580,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             | S::Disabling(_)
             | S::Writing(_)
             | S::Verifying(_)
+            | S::Holding(_)
             | S::Arming(_)
             | S::CarryingOver(_)
             | S::Rebooting { .. }
@@ -544,6 +607,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             | S::Disabling(_)
             | S::Writing(_)
             | S::Verifying(_)
+            | S::Holding(_)
             | S::Arming(_)
             | S::CarryingOver(_)
             | S::Rebooting { .. }
@@ -552,11 +616,15 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             | S::RollingBack { .. }
             | S::Abandoning { .. },
             E::PolicyAllows
+            | E::Approved { .. }
+            | E::Deferred { .. }
             | E::ImageAccepted(_)
             | E::SlotDisabled
             | E::SlotWritten(_)
             | E::SlotMatches
             | E::CarryOverDue
+            | E::RebootMustWait
+            | E::RebootAllowed { .. }
             | E::CarriedOver
             | E::SlotArmed { .. }
             | E::Healthy

@@ -360,7 +360,8 @@ impl Walk<'_> {
             | State::Checking(_)
             | State::Disabling(_)
             | State::Writing(_)
-            | State::Verifying(_) => old && trial.is_none(),
+            | State::Verifying(_)
+            | State::Holding(_) => old && trial.is_none(),
             State::Arming(_)
             | State::CarryingOver(_)
             | State::RollingBack { .. }

@@ -34,6 +34,12 @@ trait Manager {
 
     /// An [`Answer`] out.
     fn cancel(&self) -> zbus::Result<String>;
+
+    /// An [`Answer`] out.
+    fn approve(&self, update_id: &str, now: bool) -> zbus::Result<String>;
+
+    /// An [`Answer`] out.
+    fn defer(&self, update_id: &str, seconds: u64) -> zbus::Result<String>;
 }
 
 /// Why the daemon could not be asked.
@@ -193,6 +199,24 @@ impl Client {
         read(
             self.proxy
                 .cancel()
+                .await
+                .map_err(|error| self.no_answer(error))?,
+        )
+    }
+
+    pub(super) async fn approve(&self, id: Option<&str>, now: bool) -> Result<Answer, LocalError> {
+        read(
+            self.proxy
+                .approve(id.unwrap_or_default(), now)
+                .await
+                .map_err(|error| self.no_answer(error))?,
+        )
+    }
+
+    pub(super) async fn defer(&self, id: Option<&str>, by: Duration) -> Result<Answer, LocalError> {
+        read(
+            self.proxy
+                .defer(id.unwrap_or_default(), by.as_secs())
                 .await
                 .map_err(|error| self.no_answer(error))?,
         )

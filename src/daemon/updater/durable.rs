@@ -102,6 +102,7 @@ impl Updater {
             | State::Disabling(_)
             | State::Writing(_)
             | State::Verifying(_)
+            | State::Holding(_)
             | State::Arming(_)
             | State::CarryingOver(_)
             | State::Rebooting { .. } => Some(self.unsaved_failure()),
@@ -216,6 +217,9 @@ fn describe(state: &State) -> String {
             format!("downloading {version} to slot {}", p.job.target)
         }
         State::Verifying(w) => format!("everything is on slot {}; reading it back", w.job.target),
+        State::Holding(w) => {
+            format!("slot {} is verified; waiting for the reboot", w.job.target)
+        }
         State::Arming(w) => format!("slot {} is verified; arming it", w.job.target),
         State::CarryingOver(w) => {
             format!(

@@ -1,17 +1,21 @@
 //! What others ask of the updater: an update, its end, a reboot, the twin's desired version.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Command, PREFLIGHT_LIMIT, TRY_AGAIN, Updater, blocking};
 use crate::{
+    config::raw::RawDuration,
     daemon::preflight,
     hub::{desired, method::Answer},
     update::{
         events,
         failure::{Class, Failure},
         machine::{Action, Event, Job, Refused, State},
+        policy::{self, Consent},
         request::{Origin, Request},
         status::Times,
         uri::PackageUri,
@@ -46,6 +50,12 @@ impl Updater {
                 };
                 let _ = reply.send(answer);
             }
+            Command::Approve { id, now, reply } => {
+                let _ = reply.send(self.approve(id.as_deref(), now).await);
+            }
+            Command::Defer { id, by, reply } => {
+                let _ = reply.send(self.defer(id.as_deref(), by).await);
+            }
             Command::Rollback { reply } => {
                 let failure = Failure::new(
                     "rollback-requested",
@@ -63,6 +73,10 @@ impl Updater {
             }
             Command::Reboot { reply } => {
                 let answer = match (&self.board, self.saved.machine.job()) {
+                    // The reboot that the update waits for.
+                    (Ok(_), Some(_)) if matches!(self.saved.machine, State::Holding(_)) => {
+                        self.approve(None, true).await
+                    }
                     (_, Some(_)) => self.busy(),
                     (Err(failure), None) => Answer::unavailable(failure),
                     (Ok(_), None) => {
@@ -93,6 +107,73 @@ impl Updater {
                 self.hub = hub;
                 self.publish();
             }
+        }
+    }
+
+    /// Lets the update that waits go on.
+    async fn approve(&mut self, id: Option<&str>, now: bool) -> Answer {
+        let job = match self.waiting(id) {
+            Ok(job) => job.id.clone(),
+            Err(answer) => return answer,
+        };
+        self.said(Event::Approved { now }, format!("update {job}: approved"))
+            .await
+    }
+
+    /// Puts the update that waits off.
+    async fn defer(&mut self, id: Option<&str>, by: Duration) -> Answer {
+        let job = match self.waiting(id) {
+            Ok(job) => job,
+            Err(answer) => return answer,
+        };
+        let (rules, now) = (&self.config.policy.rules, Timestamp::now());
+        let Some(until) = policy::deferred_until(rules, job, by, now) else {
+            let why = if job.request.force {
+                "it was asked for with force".to_owned()
+            } else {
+                let limit = RawDuration(rules.max_deferral);
+                format!("policy.max_deferral allows {limit} from its acceptance, which are over")
+            };
+            let text = format!("update {} cannot be put off: {why}", job.id);
+            return Answer::conflict(&Failure::new("deferral-refused", Class::Final, text));
+        };
+        let text = format!(
+            "update {}: put off until {}",
+            job.id,
+            until.strftime("%Y-%m-%dT%H:%M:%SZ")
+        );
+        self.said(Event::Deferred { until }, text).await
+    }
+
+    /// The update that waits for its start or its reboot, if it is the one that is meant.
+    fn waiting(&self, id: Option<&str>) -> Result<&Job, Answer> {
+        let (State::Waiting(_) | State::Holding(_), Some(job)) =
+            (&self.saved.machine, self.saved.machine.job())
+        else {
+            let text = match self.saved.machine.stage() {
+                None => "no update is under way".to_owned(),
+                Some(stage) => format!("the update under way does not wait ({})", stage.word()),
+            };
+            return Err(conflict("nothing-waits", &text));
+        };
+        match id {
+            Some(id) if id != job.id => Err(conflict(
+                "other-update",
+                &format!("the update that waits is {}, not {id}", job.id),
+            )),
+            _ => Ok(job),
+        }
+    }
+
+    /// Hears a person's `word` about the update that waits.
+    async fn said(&mut self, word: Event, text: String) -> Answer {
+        match self.apply(word).await {
+            // What is not durable was not heard, and has ended the update.
+            Ok(()) if self.saved.machine != State::Idle => {
+                info!("{text}");
+                Answer::done(&text)
+            }
+            Ok(()) | Err(_) => Answer::unavailable(&self.unsaved_failure()),
         }
     }
 
@@ -156,6 +237,7 @@ impl Updater {
             target,
             from_version,
             times,
+            consent: Consent::default(),
             request,
         };
         let (uri, origin) = (&job.request.uri, job.request.origin);

@@ -18,6 +18,7 @@ fn job() -> Job {
         target: Slot::B,
         from_version: None,
         times: Times::default(),
+        consent: Consent::default(),
     }
 }
 
@@ -62,6 +63,14 @@ fn every_event() -> Vec<Event> {
     events.extend([
         Event::CarryOverDue,
         Event::CarriedOver,
+        Event::RebootMustWait,
+        Event::RebootAllowed {
+            past_inhibitors: true,
+        },
+        Event::Approved { now: true },
+        Event::Deferred {
+            until: Timestamp::MAX,
+        },
         Event::Healthy,
         Event::Unhealthy(failure()),
         Event::MarkedGood,
@@ -188,6 +197,7 @@ impl Board {
             | Action::CheckImage(_)
             | Action::DisableSlot(_)
             | Action::VerifySlot(_)
+            | Action::AwaitReboot(_)
             | Action::Reboot
             | Action::WatchHealth(_) => {}
         }
@@ -201,7 +211,10 @@ impl Board {
         match event {
             // The preflight (see `daemon::preflight`) refuses these before the machine hears of them.
             Event::Requested(_) if self.booted == Slot::B || self.trial => return None,
-            Event::Requested(_) | Event::Cancelled(_) => {}
+            Event::Requested(_)
+            | Event::Cancelled(_)
+            | Event::Approved { .. }
+            | Event::Deferred { .. } => {}
             Event::PolicyAllows => asked(|a| matches!(a, Action::AwaitPolicy(_)))?,
             Event::ImageAccepted(_) => asked(|a| matches!(a, Action::CheckImage(_)))?,
             Event::SlotDisabled => {
@@ -224,6 +237,15 @@ impl Board {
                 }
                 next.verified = next.written;
             }
+            // While the reboot is waited for, anyone may write to the slot: what was read back counts no longer.
+            Event::RebootMustWait => {
+                asked(|a| matches!(a, Action::VerifySlot(_)))?;
+                if self.half_carried || self.trial {
+                    return None;
+                }
+                next.verified = false;
+            }
+            Event::RebootAllowed { .. } => asked(|a| matches!(a, Action::AwaitReboot(_)))?,
             Event::CarriedOver => {
                 asked(|a| matches!(a, Action::CarryOver(_)))?;
                 next.half_carried = false;
@@ -309,6 +331,9 @@ fn worst_answer(board: &Board, pending: &[Action]) -> Option<Event> {
         Action::DisableSlot(_) => Event::SlotDisabled,
         Action::WriteSlot(_) => Event::SlotWritten(content()),
         Action::VerifySlot(_) => Event::SlotMatches,
+        Action::AwaitReboot(_) => Event::RebootAllowed {
+            past_inhibitors: false,
+        },
         Action::CarryOver(_) => Event::CarriedOver,
         Action::ArmSlot(_) => Event::SlotArmed {
             boot_id: format!("boot-{}", board.boot),
@@ -529,6 +554,113 @@ fn files_are_carried_over_between_the_read_back_and_the_arming() {
     assert_eq!(actions, [Action::DisableSlot(Slot::B)]);
 }
 
+/// Up to the read-back, and what it leads to when the policy does not let the device reboot.
+fn held() -> State {
+    let now = Timestamp::UNIX_EPOCH;
+    let mut state = State::Idle;
+    for event in up_to_the_reboot().into_iter().take(5) {
+        state = step(&state, event, now).unwrap().0;
+    }
+    assert!(matches!(state, State::Verifying(_)));
+    let (held, actions) = step(&state, Event::RebootMustWait, now).unwrap();
+    assert!(
+        matches!(&actions[..], [Action::AwaitReboot(_)]),
+        "{actions:?}"
+    );
+    held
+}
+
+#[test]
+fn a_reboot_that_must_wait_is_waited_for_unarmed_and_the_slot_is_read_back_again_before_it_is_armed()
+ {
+    let now = Timestamp::UNIX_EPOCH;
+    let allowed = Event::RebootAllowed {
+        past_inhibitors: false,
+    };
+    let held = held();
+    // A restart, or a power cut, goes on waiting.
+    let booted = BootedFrom {
+        slot: Slot::A,
+        boot_id: "boot-1".into(),
+    };
+    let unarmed = BootState {
+        confirmed: Slot::A,
+        trial: None,
+    };
+    let resumed = boot::resume(&held, &booted, &unarmed, None, now);
+    assert_eq!(resumed.state, held);
+    assert!(matches!(&resumed.actions[..], [Action::AwaitReboot(_)]));
+
+    let (reading, actions) = step(&held, allowed, now).unwrap();
+    assert!(
+        matches!(&actions[..], [Action::VerifySlot(_)]),
+        "{actions:?}"
+    );
+    // A program inhibits the reboot after all: it is waited for once more.
+    let (again, actions) = step(&reading, Event::RebootMustWait, now).unwrap();
+    assert!(matches!(
+        (&again, &actions[..]),
+        (State::Holding(_), [Action::AwaitReboot(_)])
+    ));
+    let (arming, actions) = step(&reading, Event::SlotMatches, now).unwrap();
+    assert!(matches!(
+        (&arming, &actions[..]),
+        (State::Arming(_), [Action::ArmSlot(_)])
+    ));
+    let (carrying, actions) = step(&reading, Event::CarryOverDue, now).unwrap();
+    assert!(matches!(
+        (&carrying, &actions[..]),
+        (State::CarryingOver(_), [Action::CarryOver(_)])
+    ));
+    // What someone wrote to the slot meanwhile ends the update, with nothing to disarm.
+    let (state, actions) = step(&reading, Event::Failed(failure()), now).unwrap();
+    assert_eq!(state, State::Idle);
+    assert!(matches!(&actions[..], [Action::Finish(f)] if f.stage == Stage::DownloadFailed));
+}
+
+#[test]
+fn a_person_s_last_word_counts_for_what_waits_and_for_nothing_else() {
+    let now = Timestamp::UNIX_EPOCH;
+    let until = Timestamp::MAX;
+    let consent = |state: &State| state.job().unwrap().consent.clone();
+    let waiting = State::Waiting(job());
+    let (put_off, actions) = step(&waiting, Event::Deferred { until }, now).unwrap();
+    assert!(matches!(&actions[..], [Action::AwaitPolicy(_)]));
+    assert_eq!(consent(&put_off).deferred_until, Some(until));
+    let (approved, actions) = step(&put_off, Event::Approved { now: true }, now).unwrap();
+    assert!(matches!(&actions[..], [Action::AwaitPolicy(_)]));
+    let start = Consent {
+        start: true,
+        now: true,
+        ..Consent::default()
+    };
+    assert_eq!(consent(&approved), start);
+    // That was about the start; the reboot waits for a word of its own.
+    let (checking, _) = step(&approved, Event::PolicyAllows, now).unwrap();
+    assert_eq!(
+        consent(&checking),
+        Consent {
+            now: false,
+            ..start
+        }
+    );
+
+    let (put_off, actions) = step(&held(), Event::Deferred { until }, now).unwrap();
+    assert!(matches!(&actions[..], [Action::AwaitReboot(_)]));
+    let (approved, _) = step(&put_off, Event::Approved { now: false }, now).unwrap();
+    let reboot = Consent {
+        reboot: true,
+        ..Consent::default()
+    };
+    assert_eq!(consent(&approved), reboot);
+
+    for state in [State::Idle, State::Checking(job())] {
+        for word in [Event::Deferred { until }, Event::Approved { now: true }] {
+            assert_eq!(step(&state, word, now), Err(Refused::OutOfOrder));
+        }
+    }
+}
+
 #[test]
 fn a_second_request_is_busy_in_every_state_but_idle_and_a_late_cancel_is_too_late() {
     let now = Timestamp::UNIX_EPOCH;
@@ -548,6 +680,7 @@ fn a_second_request_is_busy_in_every_state_but_idle_and_a_late_cancel_is_too_lat
         State::Disabling(prepared.clone()),
         State::Writing(prepared),
         State::Verifying(written.clone()),
+        State::Holding(written.clone()),
     ];
     let late = [
         State::Arming(written.clone()),
@@ -609,6 +742,17 @@ fn every_state_survives_the_state_file() {
             failure: failure(),
         },
         State::CarryingOver(written.clone()),
+        State::Holding(Written {
+            job: Job {
+                consent: Consent {
+                    start: true,
+                    deferred_until: Some(Timestamp::UNIX_EPOCH),
+                    ..Consent::default()
+                },
+                ..job()
+            },
+            ..written.clone()
+        }),
         State::Trial(written),
     ] {
         let text = serde_json::to_string(&state).unwrap();

@@ -230,7 +230,11 @@ impl Device {
         // A caller that no longer waits for its answer changes nothing.
         match command {
             Command::Install { request, reply } => drop(reply.send(self.install(&request))),
-            Command::Cancel { reply } | Command::Rollback { reply } | Command::Reboot { reply } => {
+            Command::Cancel { reply }
+            | Command::Approve { reply, .. }
+            | Command::Defer { reply, .. }
+            | Command::Rollback { reply }
+            | Command::Reboot { reply } => {
                 let text = "a simulated device has nothing of the kind";
                 drop(reply.send(Answer::conflict(&Failure::new(
                     "simulated",

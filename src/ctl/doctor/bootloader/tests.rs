@@ -51,6 +51,7 @@ fn written(target: Slot) -> Written {
             target,
             from_version: None,
             times: Times::default(),
+            consent: crate::update::policy::Consent::default(),
         },
         image: ImageFacts {
             version: None,

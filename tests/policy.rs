@@ -3,6 +3,9 @@
 
 mod support;
 
+#[path = "policy/examples.rs"]
+mod examples;
+
 use std::{
     fs,
     io::{Seek as _, Write as _},
@@ -132,6 +135,7 @@ async fn an_update_that_needs_approval_waits_for_it_over_kills_and_says_so_in_th
     assert_eq!(rig.section()["status"], "waiting");
     assert_eq!(rig.server.requests().len(), 0, "nothing is fetched before");
     refused(&device, &["approve", "another"], "other-update");
+    refused(&device, &["defer", "1h", "--id", "another"], "other-update");
     assert!(granted(&device, &["approve", &id]).contains("update u1: approved"));
     let section = device.until_final(&rig, &id).await;
     assert_complete(&section, &device);

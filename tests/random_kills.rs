@@ -9,6 +9,7 @@ mod support;
 use std::{
     collections::BTreeMap,
     fs,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -16,19 +17,20 @@ use fwupdated::update::slot::Slot;
 use serde_json::{Value, json};
 use support::{
     random::{Random, number, seed},
-    rig::{Device, Image, Rig, noise},
+    rig::{Device, Image, Rig, fwupdatectl, noise},
 };
 
 const SLOT: u64 = 8 << 20;
 /// Kills of one update; then it may end in peace.
 const KILLS_EACH: u64 = 12;
 /// The machine's states, in the order of a good run. Most last for a few milliseconds only.
-const STATES: [&str; 9] = [
+const STATES: [&str; 10] = [
     "waiting",
     "checking",
     "disabling",
     "writing",
     "verifying",
+    "holding",
     "arming",
     "rebooting",
     "trial",
@@ -54,9 +56,22 @@ fn assert_safe(device: &Device, old: &[u8], new: &Image, before: Slot, seed: u64
             story()
         );
     }
+    if device.state() == "holding" {
+        assert_eq!(trial, None, "armed while the reboot waits; {}", story());
+    }
     if confirmed != target.name() {
         assert_eq!(confirmed, before.name(), "{}", story());
     }
+}
+
+/// Lets the device reboot, where that waits for someone. A daemon that is not ready to hear it is asked again.
+fn allow(device: &Device) {
+    let mut command = fwupdatectl();
+    command
+        .args(["approve", "--socket"])
+        .arg(device.dir.join("control"));
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().unwrap();
 }
 
 /// Lives on, reboots included, until the machine is in `wanted` or the update has ended; not for ever, since a
@@ -70,6 +85,9 @@ async fn until_state(device: &mut Device, wanted: &str) {
         }
         if device.reboot_is_asked() {
             device.boot();
+        }
+        if now == "holding" {
+            allow(device);
         }
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
@@ -92,7 +110,10 @@ async fn installed_with_kills(
     let most = 1 + random.below(KILLS_EACH);
     let mut kills = 0;
     while u64::from(kills) < most {
-        if random.below(3) == 0 {
+        // Where the reboot is waited for, that is hit first: other states would hardly leave time for it.
+        if !device.launcher.is_empty() && kills == 0 {
+            until_state(device, "holding").await;
+        } else if random.below(3) == 0 {
             tokio::time::sleep(Duration::from_millis(random.below(500))).await;
         } else {
             let wanted = STATES[random.below(STATES.len() as u64) as usize];
@@ -116,19 +137,41 @@ async fn installed_with_kills(
             break;
         }
     }
-    let section = device.until_final(rig, &id).await;
+    let section = device
+        .until(&format!("end of update {id}"), |device| {
+            if device.state() == "holding" {
+                allow(device);
+            }
+            let section = rig.section();
+            let word = section["status"].as_str().unwrap_or_default();
+            let ended = ["applyComplete", "applyFailed", "downloadfailed"].contains(&word);
+            (section["updateId"] == id && ended).then_some(section)
+        })
+        .await;
     assert_safe(device, &old, image, before, seed);
     (section, kills)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_kills_end_in_a_confirmed_slot_or_a_true_failure() {
-    let wanted = u32::try_from(number("KILLS").unwrap_or(100)).unwrap();
+    kills_end_well(number("KILLS").unwrap_or(100), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_do_thirty_where_each_reboot_waits_for_someone() {
+    let policy = ["env", "FWUPDATED_POLICY__REBOOT=manual"];
+    kills_end_well(number("KILLS").unwrap_or(30), &policy).await;
+}
+
+/// With `launcher` in front of the daemon.
+async fn kills_end_well(wanted: u64, launcher: &[&str]) {
+    let wanted = u32::try_from(wanted).unwrap();
     let seed = seed("KILL_SEED");
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(dir.path()).await;
     let mut device = Device::new(&rig, &dir.path().join("device"), SLOT, "1.0.0", "");
+    device.launcher = launcher.iter().map(|word| (*word).to_owned()).collect();
     // A trial that takes its time can be hit.
     device.add_health_check("10-slow", "sleep 0.2");
     device.boot();
@@ -174,6 +217,10 @@ async fn a_hundred_kills_end_in_a_confirmed_slot_or_a_true_failure() {
         "{kills} kills in {number} updates: {complete} complete, {failed} rolled back; killed in {moments:?}; seed {seed}"
     );
     // Kills that all hit the same moment would prove little.
-    assert!(moments.len() >= 6, "seed {seed}: {moments:?}");
+    let is_held = !launcher.is_empty();
+    let least = if is_held { 4 } else { 6 };
+    assert!(moments.len() >= least, "seed {seed}: {moments:?}");
+    let was_held = moments.contains_key("holding");
+    assert_eq!(was_held, is_held, "seed {seed}: {moments:?}");
     assert!(complete > 0, "seed {seed}");
 }

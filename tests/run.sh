@@ -10,7 +10,7 @@ step "cargo fmt --check"
 cargo fmt --all --check
 
 step "shellcheck"
-git ls-files -z '*.sh' .ci/run packaging/practice/practice-board | xargs -0 shellcheck
+git ls-files -z '*.sh' .ci/run packaging/practice/practice-board 'packaging/policy.d/*' | xargs -0 shellcheck
 
 step "cargo clippy --all-targets -- -D warnings"
 cargo clippy --workspace --all-targets --locked -- -D warnings

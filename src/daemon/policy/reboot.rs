@@ -43,7 +43,7 @@ impl<'a> Gate<'a> {
     pub async fn is_open(&mut self) -> bool {
         self.verdict().await == Verdict::Go
             && self.inhibitors().await.is_empty()
-            && self.to_warn().await.is_empty()
+            && self.listeners().await.is_empty()
     }
 
     /// Waits until the device may reboot. `say` is told what is waited for. True when programs that inhibit the reboot were
@@ -85,7 +85,7 @@ impl<'a> Gate<'a> {
         version: Option<&str>,
         say: impl Fn(String),
     ) -> Option<Timestamp> {
-        let users = self.to_warn().await;
+        let users = self.listeners().await;
         if users.is_empty() {
             return None;
         }
@@ -135,7 +135,7 @@ impl<'a> Gate<'a> {
         self.heard(asked)
     }
 
-    async fn to_warn(&mut self) -> Vec<String> {
+    async fn listeners(&mut self) -> Vec<String> {
         if self.config.reboot_notice.is_zero() {
             return Vec::new();
         }

@@ -14,7 +14,7 @@ use crate::{
     update::{
         events,
         failure::{Class, Failure},
-        machine::{Action, Event, Job, Refused, State},
+        machine::{self, Action, Event, Job, Refused, State},
         policy::{self, Consent},
         request::{Origin, Request},
         status::Times,
@@ -167,6 +167,13 @@ impl Updater {
 
     /// Hears a person's `word` about the update that waits.
     async fn said(&mut self, word: Event, text: String) -> Answer {
+        let machine = &self.saved.machine;
+        // What was said before does not begin the wait, or what follows it, anew.
+        if machine::step(machine, word.clone(), Timestamp::now())
+            .is_ok_and(|(state, _)| state == *machine)
+        {
+            return Answer::done(&text);
+        }
         match self.apply(word).await {
             // What is not durable was not heard, and has ended the update.
             Ok(()) if self.saved.machine != State::Idle => {

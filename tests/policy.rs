@@ -504,7 +504,12 @@ async fn users_are_warned_before_the_reboot_and_can_put_it_off_until_then() {
     device.until_connected(&rig).await;
     let image = image(&rig);
     let id = start(&rig, &image).await;
-    until_told(&rig, &mut device, "after the warning of carol").await;
+    until_told(
+        &rig,
+        &mut device,
+        "after a warning of the users who are logged in (1)",
+    )
+    .await;
     assert_unarmed(&device);
     {
         let seen = logind.0.lock().unwrap();

@@ -91,7 +91,7 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
             allow_downgrade: trust.downgrade == Permission::Allow,
             compatible: filled("trust.compatible", &trust.compatible)?,
         },
-        policy: self::policy::policy(policy, bootloader.kind)?,
+        policy: self::policy::policy(policy, bootloader)?,
         health: HealthConfig {
             deadline: duration("health.deadline", health.deadline, secs(1)..=DAY)?,
             units: units(health.units.as_deref(), bootloader.kind)?,
@@ -354,6 +354,15 @@ fn both_slots(keys: [&'static str; 2], devices: [&String; 2]) -> Checked<Option<
     Ok(Some(devices.map(Clone::clone)))
 }
 
+/// Whether what reboots is not the machine that the daemon runs on.
+fn is_stand_in(raw: &RawBootloader) -> bool {
+    match raw.kind {
+        BootloaderKind::Uboot => false,
+        BootloaderKind::Tryboot => Path::new(&raw.device_tree) != Path::new(DEVICE_TREE),
+        BootloaderKind::File => true,
+    }
+}
+
 fn bootloader(raw: &RawBootloader) -> Checked<BootloaderConfig> {
     const BOOTED_FILE: &str = "bootloader.booted_file";
     const REBOOT_COMMAND: &str = "bootloader.reboot_command";
@@ -366,11 +375,7 @@ fn bootloader(raw: &RawBootloader) -> Checked<BootloaderConfig> {
         ));
     }
     let device_tree = needed_path("bootloader.device_tree", &raw.device_tree)?;
-    let stand_in = match raw.kind {
-        BootloaderKind::Uboot => false,
-        BootloaderKind::Tryboot => device_tree != Path::new(DEVICE_TREE),
-        BootloaderKind::File => true,
-    };
+    let stand_in = is_stand_in(raw);
     match (&booted_file, stand_in) {
         (Some(_), false) => {
             return Err(Wrong::new(

@@ -98,8 +98,8 @@ pub struct Clock {
 /// What goes on on the device.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Activity {
-    /// Who is logged in.
-    pub users: Vec<String>,
+    /// How many users are logged in.
+    pub users: usize,
     /// The average load of the last five minutes, for each processor.
     pub load: f64,
 }
@@ -142,8 +142,8 @@ pub enum Wait {
         /// Until then.
         until: Timestamp,
     },
-    /// Nobody being logged in.
-    Users(Vec<String>),
+    /// Nobody being logged in. How many are is told, not who: a hub hears it too.
+    Users(usize),
     /// A smaller load.
     Load,
 }
@@ -186,8 +186,9 @@ impl fmt::Display for Wait {
             Self::Delay { until } => {
                 write!(f, "waiting until {} (random delay of the policy)", whole(until))
             }
-            Self::Users(users) => {
-                write!(f, "verified; waiting until nobody is logged in ({})", users.join(", "))
+            Self::Users(1) => f.write_str("verified; waiting until nobody is logged in (1 user is)"),
+            Self::Users(number) => {
+                write!(f, "verified; waiting until nobody is logged in ({number} users are)")
             }
             Self::Load => f.write_str("verified; waiting until the device has little to do"),
         }
@@ -240,9 +241,7 @@ pub fn reboot(rules: &Rules, job: &Job, clock: &Clock, activity: &Activity) -> V
         Reboot::Manual if job.consent.reboot => Verdict::Go,
         Reboot::Manual => Verdict::Wait(Wait::RebootByHand),
         Reboot::Idle if clock.now >= limit(rules, job, clock.now) => Verdict::Go,
-        Reboot::Idle if !activity.users.is_empty() => {
-            Verdict::Wait(Wait::Users(activity.users.clone()))
-        }
+        Reboot::Idle if activity.users > 0 => Verdict::Wait(Wait::Users(activity.users)),
         Reboot::Idle if activity.load >= IDLE_LOAD => Verdict::Wait(Wait::Load),
         Reboot::Idle => Verdict::Go,
     }

@@ -4,23 +4,24 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use super::{Checked, DAY, MINUTE, TENTH, Wrong, duration, needed_path};
+use super::{Checked, DAY, MINUTE, TENTH, Wrong, duration, is_stand_in, needed_path};
 use crate::{
     config::{
-        raw::{MAX_INHIBIT, REBOOT_NOTICE, RawDuration, RawPolicy},
-        valid::{BootloaderKind, PolicyConfig},
+        raw::{MAX_INHIBIT, REBOOT_NOTICE, RawBootloader, RawDuration, RawPolicy},
+        valid::PolicyConfig,
     },
     update::{policy::Rules, window::Windows},
 };
 
-pub(super) fn policy(raw: &RawPolicy, kind: BootloaderKind) -> Checked<PolicyConfig> {
+pub(super) fn policy(raw: &RawPolicy, bootloader: &RawBootloader) -> Checked<PolicyConfig> {
     // A stand-in for a board must not hold up, and not warn, the users of the machine that it runs on.
+    let is_stand_in = is_stand_in(bootloader);
     let unless_stand_in = |set: Option<RawDuration>, usual| {
-        let here = match kind {
-            BootloaderKind::File => RawDuration(Duration::ZERO),
-            BootloaderKind::Uboot | BootloaderKind::Tryboot => usual,
-        };
-        set.unwrap_or(here)
+        set.unwrap_or(if is_stand_in {
+            RawDuration(Duration::ZERO)
+        } else {
+            usual
+        })
     };
     Ok(PolicyConfig {
         rules: Rules {

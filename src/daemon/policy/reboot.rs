@@ -103,9 +103,9 @@ impl<'a> Gate<'a> {
             self.tell(&error);
         }
         say(format!(
-            "verified; rebooting at {}, after the warning of {}",
+            "verified; rebooting at {}, after a warning of the users who are logged in ({})",
             at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            users.join(", ")
+            users.len()
         ));
         Some(at)
     }
@@ -119,7 +119,7 @@ impl<'a> Gate<'a> {
         let clock = self.clock.read(&self.config.rules).await;
         let activity = match self.config.rules.reboot {
             Reboot::Idle => Activity {
-                users: self.heard(logind::users().await),
+                users: self.heard(logind::users().await).len(),
                 load: load(),
             },
             Reboot::Window | Reboot::Now | Reboot::Manual => Activity::default(),

@@ -127,6 +127,7 @@ impl Updater {
             Err(answer) => return answer,
         };
         let (rules, now) = (&self.config.policy.rules, Timestamp::now());
+        let by = by.max(Duration::from_secs(1));
         let Some(until) = policy::deferred_until(rules, job, by, now) else {
             let why = if job.request.force {
                 "it was asked for with force".to_owned()

@@ -86,7 +86,32 @@ pub(crate) const WHOLE: &[Peer] = &[
         fills: true,
         note: "raw handler, installed while it is downloaded",
     },
+    Peer {
+        name: DECODES,
+        needs: &["zstd"],
+        install: "zstd",
+        make: "",
+        makes: "",
+        run: "zstd -q -t \"$FILES.img.zst\"",
+        fills: false,
+        note: "what any program has to do with it; no download, nothing written",
+    },
+    Peer {
+        name: HASHES,
+        needs: &["openssl"],
+        install: "openssl",
+        make: "",
+        makes: "",
+        run: "openssl dgst -sha256 \"$RAW\"",
+        fills: false,
+        note: "the same",
+    },
 ];
+
+/// What an installation cannot do without: the floor below its processor time.
+pub(crate) const DECODES: &str = "only decoding: zstd -t of fwupdated's image";
+/// The same.
+pub(crate) const HASHES: &str = "only hashing: openssl sha256 of the raw image";
 
 /// Tools that use what the device has already.
 pub(crate) const UPDATES: &[Peer] = &[

@@ -15,7 +15,7 @@ use super::{
     board::{self, Board, Installed},
     measure::{Cost, Row, Slot, has, measure, output, run},
     pair,
-    peers::{Ground, Peer, UPDATES, WHOLE},
+    peers::{DECODES, Ground, HASHES, Peer, UPDATES, WHOLE},
     report::{Report, Table, Target},
     server::Server,
     support::{

@@ -1,8 +1,8 @@
 //! The scenes in which the whole image goes onto a device that has nothing of it: side by side, killed, on a slow device.
 
 use super::{
-    Command, Cost, Duration, Random, Row, Stage, Table, Target, Throttle, WHOLE, fs, io, measure,
-    ours, ratios, words,
+    Command, Cost, DECODES, Duration, HASHES, Random, Row, Stage, Table, Target, Throttle, WHOLE, fs, io, measure,
+    number, ours, ratios, words,
 };
 
 /// What a good SD card writes a second.
@@ -26,17 +26,27 @@ impl Stage {
         };
         let wall = |cost: &Cost| cost.wall;
         let processor = |cost: &Cost| cost.processor;
+        let floor = match (row(DECODES), row(HASHES)) {
+            (Some(decodes), Some(hashes)) => {
+                decodes.figures(processor).median() + hashes.figures(processor).median()
+            }
+            _ => 0.0,
+        };
         let mut targets = Vec::new();
         let mut compare =
             |what, at_most, limit: f64, own: &Row, peer: &str, of: fn(&Cost) -> f64| {
                 let Some(peer) = row(peer) else { return };
                 let ratios = ratios(own, peer, of);
+                let least = floor / peer.figures(processor).median();
                 targets.push(Target {
                     what,
                     at_most,
                     measured: words(&ratios),
                     met: ratios.median() <= limit,
-                    bound: String::new(),
+                    bound: format!(
+                        "decoding and hashing, each by itself, take {} of the other's processor time",
+                        number(least)
+                    ),
                 });
             };
         compare(

@@ -10,8 +10,8 @@ use super::ChunkEntry;
 
 /// A request costs its headers and a share of a round trip: gaps up to this many bytes are always cheaper.
 const REQUEST_COSTS: u64 = 4 << 10;
-/// So many requests are fine, whatever they cost.
-const MAX_RUNS: usize = 400;
+/// So many requests are fine, whatever they cost: with those for the header, fewer than 400.
+const MAX_RUNS: usize = 390;
 /// For fewer requests, gaps up to this many bytes are fetched along ...
 const LARGE_GAP: u64 = 64 << 10;
 /// ... as long as all gaps together are at most this share of what is needed, in percent.

@@ -1,8 +1,8 @@
 //! The scenes in which the whole image goes onto a device that has nothing of it: side by side, killed, on a slow device.
 
 use super::{
-    Command, Cost, DECODES, Duration, HASHES, Random, Row, Stage, Table, Target, Throttle, WHOLE, fs, io, measure,
-    number, ours, ratios, words,
+    Command, Cost, DECODES, Duration, HASHES, Random, Row, Stage, Table, Target, Throttle, WHOLE,
+    fs, io, measure, number, ours, ratios, words,
 };
 
 /// What a good SD card writes a second.
@@ -44,7 +44,7 @@ impl Stage {
                     measured: words(&ratios),
                     met: ratios.median() <= limit,
                     bound: format!(
-                        "decoding and hashing, each by itself, take {} of the other's processor time",
+                        "to decode and to hash takes {} of the other's processor time",
                         number(least)
                     ),
                 });

@@ -198,7 +198,9 @@ fn event(state: &State) -> Option<&'static str> {
         State::Checking(_) => Some(events::IMAGE_CHECKED),
         State::Writing(_) => Some(events::DOWNLOAD_STARTED),
         State::Verifying(_) => Some(events::DOWNLOAD_COMPLETE),
-        State::Arming(_) | State::CarryingOver(_) => Some(events::SLOT_VERIFIED),
+        State::Holding(_) | State::Arming(_) | State::CarryingOver(_) => {
+            Some(events::SLOT_VERIFIED)
+        }
         State::Rebooting { .. } => Some(events::REBOOTING),
         State::Trial(_) => Some(events::TRIAL_BEGAN),
         State::Confirming(_) => Some(events::HEALTHY),

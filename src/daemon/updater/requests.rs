@@ -178,7 +178,11 @@ impl Updater {
         match self.apply(word).await {
             // What is not durable was not heard, and has ended the update.
             Ok(()) if self.saved.machine != State::Idle => {
-                info!("{text}");
+                let job = self.saved.machine.job();
+                info!(
+                    fwupdated_update_id = job.map(|job| job.id.as_str()),
+                    "{text}"
+                );
                 Answer::done(&text)
             }
             Ok(()) | Err(_) => Answer::unavailable(&self.unsaved_failure()),

@@ -71,7 +71,7 @@ fn the_newcomer_s_path_leads_to_an_update() {
         .spawn()
         .unwrap();
     let mut types = shell.stdin.take().unwrap();
-    let mut lines = BufReader::new(shell.stdout.take().unwrap()).lines();
+    let lines = BufReader::new(shell.stdout.take().unwrap()).lines();
     let mut type_line = |line: &str| writeln!(types, "{line}").unwrap();
     type_line("exec 2>&1; ip link set lo up");
     for command in commands() {
@@ -91,7 +91,7 @@ fn the_newcomer_s_path_leads_to_an_update() {
     }
     type_line("fwupdatectl --socket device/control status --json; echo THE END; exit");
     let mut seen = Vec::new();
-    while let Some(line) = lines.next() {
+    for line in lines {
         let line = line.unwrap();
         let is_end = line == "THE END";
         seen.push(line);

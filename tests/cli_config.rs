@@ -162,7 +162,14 @@ fn what_counts_is_shown_with_where_it_comes_from_and_means_the_same_when_read_ag
     assert!(line("kind").ends_with(&place(4, 8)));
     assert!(line("mqtt_port").ends_with("# built-in"));
     // What suits this bootloader, and not what suits another one.
-    assert!(line("units").starts_with("units = []"), "{}", line("units"));
+    for expected in [
+        "units = []",
+        "reboot_notice = \"0s\"",
+        "max_inhibit = \"0s\"",
+    ] {
+        let key = expected.split(' ').next().unwrap();
+        assert!(line(key).starts_with(expected), "{}", line(key));
+    }
 
     let again = dir.path().join("again.toml");
     fs::write(&again, &shown).unwrap();

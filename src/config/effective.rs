@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::{ConfigError, Layer, Place, check, layer::keys, merge};
+use super::{ConfigError, Layer, Place, check, layer::keys, merge, raw::RawDuration};
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub(super) fn settings(layers: &[Layer]) -> Result<Vec<Setting>, ConfigError> {
     raw.bootloader.tries = Some(config.bootloader.tries);
     raw.health.units = Some(config.health.units);
     raw.health.newly_failed_units = Some(config.health.newly_failed_units);
+    raw.policy.reboot_notice = Some(RawDuration(config.policy.reboot_notice));
+    raw.policy.max_inhibit = Some(RawDuration(config.policy.max_inhibit));
     let table = toml::Table::try_from(&raw).map_err(|source| ConfigError::Merge {
         source: Box::new(config::ConfigError::Foreign(source.into())),
     })?;

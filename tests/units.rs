@@ -30,14 +30,24 @@ fn text(name: &str) -> String {
 }
 
 fn units() -> Vec<PathBuf> {
-    let mut units: Vec<_> = fs::read_dir(root().join("systemd"))
-        .unwrap()
+    let mut units = files_in("systemd");
+    units.retain(|path| {
+        path.extension()
+            .is_some_and(|it| it == "service" || it == "timer")
+    });
+    assert!(units.len() >= 3, "{units:?}");
+    units
+}
+
+/// The files of a folder, without those in folders below; none when there is no such folder.
+fn files_in(folder: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join(folder)).into_iter().flatten();
+    let mut files: Vec<_> = entries
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.is_file())
         .collect();
-    units.sort();
-    assert!(units.len() >= 3, "{units:?}");
-    units
+    files.sort();
+    files
 }
 
 /// What is assigned to `key` in a unit, all assignments, split at blanks.
@@ -574,27 +584,31 @@ fn systemd_makes_the_operator_s_folders_and_the_group_from_these_files() {
 }
 
 #[test]
-fn the_package_has_each_file_where_systemd_looks_for_it() {
+fn the_package_has_each_file_where_it_is_looked_for() {
     let manifest = text("Cargo.toml");
-    let mut files = units();
+    let mut files = files_in("systemd");
+    assert!(files.len() >= units().len());
     for folder in ["sysusers.d", "tmpfiles.d", "system.conf.d"] {
         files.push(root().join(format!("systemd/{folder}/fwupdated.conf")));
     }
+    files.extend(files_in("packaging/dbus"));
+    files.extend(files_in("packaging/polkit"));
     for file in files {
-        let file = file.strip_prefix(root()).unwrap();
-        let place = match file
-            .parent()
-            .unwrap()
-            .file_name()
-            .unwrap()
-            .to_str()
-            .unwrap()
-        {
-            "systemd" => "usr/lib/systemd/system/",
-            "system.conf.d" => "usr/lib/systemd/system.conf.d/10-fwupdated.conf",
-            folder => &format!("usr/lib/{folder}/"),
+        let file = file.strip_prefix(root()).unwrap().to_str().unwrap();
+        let (folder, name) = file.rsplit_once('/').unwrap();
+        let (_, extension) = name.rsplit_once('.').unwrap();
+        let place = match (folder, extension) {
+            ("systemd", "catalog") => "usr/lib/systemd/catalog/",
+            ("systemd", _) => "usr/lib/systemd/system/",
+            ("systemd/system.conf.d", _) => "usr/lib/systemd/system.conf.d/10-fwupdated.conf",
+            ("packaging/dbus", "conf") => "usr/share/dbus-1/system.d/",
+            ("packaging/dbus", "service") => "usr/share/dbus-1/system-services/",
+            ("packaging/dbus", _) => "usr/share/dbus-1/interfaces/",
+            ("packaging/polkit", "rules") => "usr/share/polkit-1/rules.d/",
+            ("packaging/polkit", _) => "usr/share/polkit-1/actions/",
+            (below, _) => &format!("usr/lib/{}/", below.trim_start_matches("systemd/")),
         };
-        let asset = format!("[\"{}\", \"{place}\", \"644\"]", file.display());
+        let asset = format!("[\"{file}\", \"{place}\", \"644\"]");
         assert!(manifest.contains(&asset), "Cargo.toml lacks {asset}");
     }
 }

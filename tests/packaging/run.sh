@@ -95,6 +95,7 @@ done
 
 archive=$place/roots/bookworm-arm64.tar
 tests/packaging/root.sh bookworm arm64 "$archive"
-tar -C "$root" -xf "$archive" --one-top-level="$root"
+mkdir "$root"
+tar -C "$root" -xf "$archive"
 dpkg-deb -x "$(ls target/debian/fwupdated_*_arm64.deb)" "$root"
-cargo test --quiet --workspace --locked --test packages -- foreign "$(command -v qemu-aarch64-static)" "$root"
+cargo test --quiet --workspace --locked --test packages -- foreign "$(command -v qemu-aarch64-static)" "$PWD/$root"

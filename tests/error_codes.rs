@@ -28,6 +28,10 @@ const SHARED: &[(&str, &str)] = &[
         "cancelled",
         "what the stages end with is what the update ends with",
     ),
+    (
+        "control-not-allowed",
+        "the daemon refuses, the command passes it on",
+    ),
     ("hub-unavailable", "the same hub says so, over MQTT or HTTP"),
     ("hub-unreachable", "the same hub, over MQTT or HTTP"),
     (
@@ -47,6 +51,10 @@ const SHARED: &[(&str, &str)] = &[
     (
         "slot-is-confirmed",
         "with U-Boot, or with the Raspberry Pi's firmware",
+    ),
+    (
+        "local-file-open",
+        "opened by the command, and by the daemon after a restart",
     ),
     ("slot-not-a-device", "at the start, or when it is opened"),
     (

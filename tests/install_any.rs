@@ -122,6 +122,7 @@ impl Bench {
             meter: meter.clone(),
             cancel,
             inspected: Inspected::default(),
+            file: fwupdated::daemon::source::local::HandedOver::default(),
         }
     }
 

@@ -137,6 +137,7 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
         },
         control: ControlConfig {
             socket: needed_path("control.socket", &control.socket)?,
+            bus: control.bus,
             os_release: needed_path("control.os_release", &control.os_release)?,
         },
         metrics: MetricsConfig {

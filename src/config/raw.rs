@@ -303,6 +303,7 @@ section! {
     /// `[control]`
     RawControl {
         socket: String = "/run/fwupdated/control".to_owned(),
+        bus: bool = true,
         os_release: String = "/etc/os-release".to_owned(),
     }
 }

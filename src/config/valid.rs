@@ -365,6 +365,8 @@ pub struct StateConfig {
 pub struct ControlConfig {
     /// Socket that `fwupdatectl` talks to. Default `/run/fwupdated/control`.
     pub socket: PathBuf,
+    /// Whether the same is offered on the system bus. Default true.
+    pub bus: bool,
     /// File with `VERSION_ID` or `IMAGE_VERSION` of the running system. Default `/etc/os-release`.
     pub os_release: PathBuf,
 }

@@ -23,19 +23,22 @@ use super::{
     moments::Moment,
     policy::{self, reboot::Gate},
     saved::{Baseline, Saved},
+    source::local::HandedOver,
     updater::{Published, blocking},
 };
 use crate::{
     config::{BootloaderKind, Config},
     image::delta::OldPayload,
     platform::{
-        carry_over::carry_over, fetch::Fetcher, logind, reboot::Purpose, slot_writer::SlotWriter,
+        carry_over::carry_over, fetch::Fetcher, local_file::LocalFile, logind, reboot::Purpose,
+        slot_writer::SlotWriter,
     },
     update::{
         boot, events,
         failure::{Class, Failure},
         machine::{Action, Event, Job, Prepared, State, Written},
         slot::Slot,
+        uri::PackageUri,
     },
 };
 
@@ -63,6 +66,7 @@ pub struct Actions {
     context: Option<Arc<Context>>,
     meter: Arc<Meter>,
     inspected: Inspected,
+    file: HandedOver,
     reports: mpsc::UnboundedReceiver<(u64, Report)>,
     sender: mpsc::UnboundedSender<(u64, Report)>,
     generation: u64,
@@ -91,6 +95,7 @@ struct Run {
     context: Arc<Context>,
     meter: Arc<Meter>,
     inspected: Inspected,
+    file: HandedOver,
     cancel: Cancel,
     say: mpsc::UnboundedSender<(u64, Report)>,
     generation: u64,
@@ -110,6 +115,7 @@ impl Actions {
             context: None,
             meter,
             inspected: Inspected::default(),
+            file: HandedOver::default(),
             reports,
             sender,
             generation: 0,
@@ -121,6 +127,11 @@ impl Actions {
     /// Gives the actions what they work with.
     pub fn equip(&mut self, context: Context) {
         self.context = Some(Arc::new(context));
+    }
+
+    /// The file that the update under way is to be read from; `None` when there is none any more, which closes it.
+    pub fn file(&self, file: Option<(PackageUri, LocalFile)>) {
+        self.file.keep(file);
     }
 
     /// The counters of the installation.
@@ -201,6 +212,7 @@ impl Actions {
             context,
             meter,
             inspected: self.inspected.clone(),
+            file: self.file.clone(),
             cancel,
             say,
             generation,
@@ -354,6 +366,7 @@ impl Run {
             meter: self.meter.clone(),
             cancel: self.cancel.clone(),
             inspected: self.inspected.clone(),
+            file: self.file.clone(),
         }
     }
 
@@ -406,10 +419,7 @@ impl Run {
         if !self.may_reboot(&update).await? {
             return Ok(Event::RebootMustWait);
         }
-        let connected = self.context.published.borrow().status.hub.connected;
-        let baseline = health::baseline(&self.context.config.health, connected).await;
-        // Heard before the event that follows, and durable with it: before anything is armed.
-        self.report(Report::Baseline(baseline));
+        self.take_baseline().await;
         Ok(match self.context.config.carry_over.paths.is_empty() {
             true => Event::SlotMatches,
             false => Event::CarryOverDue,
@@ -449,6 +459,13 @@ impl Run {
             past_inhibitors = gate.wait(say) => Ok(Event::RebootAllowed { past_inhibitors }),
             () = self.cancel.cancelled() => Err(super::meter::stopped()),
         }
+    }
+
+    /// How things stand is heard before the event that follows, and durable with it: before anything is armed.
+    async fn take_baseline(&self) {
+        let connected = self.context.published.borrow().status.hub.connected;
+        let baseline = health::baseline(&self.context.config.health, connected).await;
+        self.report(Report::Baseline(baseline));
     }
 
     async fn carry_over(&self, written: Written) -> Result<Event, Failure> {
@@ -502,6 +519,15 @@ impl Run {
     }
 
     async fn arm(&self, written: Written) -> Result<Event, Failure> {
+        if matches!(self.machine, State::Returning(_)) {
+            // A person's word: nothing is waited for, but whoever else is there hears of it.
+            let mut gate = Gate::new(&self.context.config.policy, &written.job);
+            tokio::select! {
+                announced = gate.announce_return(written.image.version.as_deref()) => announced?,
+                () = self.cancel.cancelled() => return Err(super::meter::stopped()),
+            }
+            self.take_baseline().await;
+        }
         let board = self.context.board.clone();
         let tries = self.context.config.bootloader.tries;
         let boot_id = board.booted.boot_id.clone();

@@ -1,46 +1,45 @@
-//! The local interface: D-Bus, peer to peer, on the Unix socket `control.socket` (names in
-//! [`super::control_names`]).
+//! The local interface: D-Bus, peer to peer on the Unix socket `control.socket` and, where there is one, on the system
+//! bus. Both serve the same object ([`manager`]; names in [`super::control_names`]).
 //!
-//! Who may talk to it is the file system's business: the socket belongs to root and the group that the
-//! package makes, nobody else can open it.
+//! Who may use the socket is the file system's business: it belongs to root and the group that the package makes,
+//! nobody else can open it. On the bus anyone may read, and who may act is decided call by call ([`access`]).
+
+mod access;
+mod bus;
+mod manager;
 
 use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use tokio::{
-    net::UnixListener,
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::{net::UnixListener, sync::watch};
 use tracing::{debug, info, warn};
-use zbus::{connection, fdo, interface};
+use zbus::connection;
 
-use super::{
-    control_names::PATH,
-    logging::answered,
-    updater::{Command, Published},
-};
+pub use self::manager::Manager;
+use self::{access::Access, manager::tell_changes};
+use super::{control_names::PATH, updater::Published};
 use crate::{
-    hub::method::{self, Answer, Methods},
-    update::{
-        failure::{Class, Failure},
-        request::{Origin, Request},
-    },
+    config::ControlConfig,
+    update::failure::{Class, Failure},
 };
 
 /// Read and written by its owner and its group only.
 const SOCKET_MODE: u32 = 0o660;
 
-/// Serves the socket until the process ends.
+/// Serves the socket, and the bus if that is wanted, until the process ends.
 ///
 /// # Errors
 /// The socket cannot be made; the daemon runs on without it.
-pub async fn serve(
-    socket: &Path,
-    commands: mpsc::Sender<Command>,
-    published: watch::Receiver<Published>,
-) -> Result<(), Failure> {
+pub async fn serve(config: &ControlConfig, manager: Manager) -> Result<(), Failure> {
+    if config.bus {
+        tokio::spawn(bus::serve(manager.with(Access::AsTheBusSays)));
+    }
+    serve_socket(&config.socket, &manager.with(Access::Granted)).await
+}
+
+async fn serve_socket(socket: &Path, manager: &Manager) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         let text = format!(
             "the control socket {} cannot be made: {error}; see control.socket",
@@ -69,12 +68,9 @@ pub async fn serve(
                 continue;
             }
         };
-        let manager = Manager {
-            commands: commands.clone(),
-            published: published.clone(),
-        };
-        let (guid, published) = (guid.clone(), published.clone());
+        let (guid, manager) = (guid.clone(), manager.clone());
         tokio::spawn(async move {
+            let published = manager.published();
             if let Err(error) = talk(stream, guid.into(), manager, published).await {
                 debug!("a control connection ended: {error}");
             }
@@ -87,7 +83,7 @@ async fn talk(
     stream: tokio::net::UnixStream,
     guid: zbus::OwnedGuid,
     manager: Manager,
-    mut published: watch::Receiver<Published>,
+    published: watch::Receiver<Published>,
 ) -> zbus::Result<()> {
     let stream = stream.into_std()?;
     let connection = connection::Builder::unix_stream(stream)
@@ -96,114 +92,7 @@ async fn talk(
         .serve_at(PATH, manager)
         .build()
         .await?;
-    let manager = connection
-        .object_server()
-        .interface::<_, Manager>(PATH)
-        .await?;
-    loop {
-        tokio::select! {
-            changed = published.changed() => {
-                if changed.is_err() {
-                    return Ok(());
-                }
-                manager.get().await.status_changed(manager.signal_emitter()).await?;
-            }
-            () = hung_up(&connection) => return Ok(()),
-        }
-    }
-}
-
-/// Returns when the peer is gone.
-async fn hung_up(connection: &zbus::Connection) {
-    use futures_util::StreamExt;
-    let mut messages = zbus::MessageStream::from(connection);
-    while let Some(Ok(_)) = messages.next().await {}
-}
-
-struct Manager {
-    commands: mpsc::Sender<Command>,
-    published: watch::Receiver<Published>,
-}
-
-#[interface(name = "org.fwupdated1.Manager")]
-impl Manager {
-    /// The JSON of `update::status::Status`.
-    #[zbus(property)]
-    fn status(&self) -> fdo::Result<String> {
-        serde_json::to_string(&self.published.borrow().status)
-            .map_err(|e| fdo::Error::Failed(e.to_string()))
-    }
-
-    /// Starts an update: the payload of the method `firmwareUpdate` in, `{"status","body"}` out.
-    async fn install(&self, request: String) -> fdo::Result<String> {
-        let answer = match parse(&request) {
-            Ok(request) => {
-                let request = crate::update::request::Request {
-                    origin: Origin::Local,
-                    ..request
-                };
-                self.ask(|reply| Command::Install { request, reply }).await
-            }
-            Err(answer) => answer,
-        };
-        answered("local install", &answer);
-        document(&answer)
-    }
-
-    /// Cancels the update under way.
-    async fn cancel(&self) -> fdo::Result<String> {
-        let answer = self.ask(|reply| Command::Cancel { reply }).await;
-        answered("local cancel", &answer);
-        document(&answer)
-    }
-
-    /// Lets the update that waits go on: `update_id` if it is that one, "" for any; with `now` without waiting for anything else.
-    async fn approve(&self, update_id: String, now: bool) -> fdo::Result<String> {
-        let id = Some(update_id).filter(|id| !id.is_empty());
-        let ask = |reply| Command::Approve { id, now, reply };
-        let answer = self.ask(ask).await;
-        answered("local approve", &answer);
-        document(&answer)
-    }
-
-    /// Puts the update that waits off for so many seconds, within the policy's limit.
-    async fn defer(&self, update_id: String, seconds: u64) -> fdo::Result<String> {
-        let id = Some(update_id).filter(|id| !id.is_empty());
-        let by = std::time::Duration::from_secs(seconds);
-        let answer = self.ask(|reply| Command::Defer { id, by, reply }).await;
-        answered("local defer", &answer);
-        document(&answer)
-    }
-}
-
-impl Manager {
-    async fn ask(&self, command: impl FnOnce(oneshot::Sender<Answer>) -> Command) -> Answer {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.commands.send(command(reply)).await;
-        match answer.await {
-            Ok(answer) if sent.is_ok() => answer,
-            _ => Answer::unavailable(&Failure::stopping()),
-        }
-    }
-}
-
-/// The document is the direct method's, under the name that the samples use.
-fn parse(document: &str) -> Result<Request, Answer> {
-    let name = "firmwareUpdate";
-    let methods = Methods {
-        update_names: vec![name.to_owned()],
-        allow_reboot: false,
-    };
-    match method::parse(&methods, name, document.as_bytes())? {
-        method::Command::Update(request) => Ok(request),
-        other => Err(Answer::internal(&format!(
-            "an install request was read as {other:?}"
-        ))),
-    }
-}
-
-fn document(answer: &Answer) -> fdo::Result<String> {
-    Ok(serde_json::json!({ "status": answer.status, "body": answer.body }).to_string())
+    tell_changes(&connection, published).await
 }
 
 /// Removes the socket at a clean stop.

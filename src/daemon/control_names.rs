@@ -1,21 +1,18 @@
 //! What the daemon's control socket and its clients must agree on: names and documents.
 //!
-//! The daemon serves D-Bus, peer to peer, on the Unix socket `control.socket`. At [`PATH`] stands
-//! [`INTERFACE`]:
-//!
-//! | member | meaning |
-//! |---|---|
-//! | property `Status` (s, read, emits a change) | the JSON of [`crate::update::status::Status`] |
-//! | `Install(s) -> s` | an [`InstallRequest`] in, an [`Answer`] out |
-//! | `Cancel() -> s` | an [`Answer`] out |
-//! | `Approve(s, b) -> s` | the id of the update that is meant, or ""; whether to wait for nothing else. An [`Answer`] out |
-//! | `Defer(s, t) -> s` | the id likewise; for how many seconds. An [`Answer`] out |
+//! At [`PATH`] stands [`INTERFACE`], on the Unix socket `control.socket` (peer to peer) and on the system bus. Its members
+//! are described in `docs/reference/d-bus.md`; the documents that they take and return are here, and
+//! [`crate::update::status::Status`].
+
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::update::{
     digest::Sha256,
+    slot::{NotASlot, Slot},
+    status::SlotState,
     uri::{self, PackageUri},
 };
 
@@ -47,6 +44,75 @@ pub struct InstallRequest {
     /// Skip the policy's wait and the memory of images that were rolled back; never a check.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
+}
+
+/// A slot as people name it: `a`, `b`, `running` or `other` (than the running one).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhichSlot {
+    /// The slot of this name.
+    Named(Slot),
+    /// The one that runs.
+    Running,
+    /// The one that does not.
+    Other,
+}
+
+impl WhichSlot {
+    /// The slot that is meant while `running` runs.
+    #[must_use]
+    pub fn of(self, running: Slot) -> Slot {
+        match self {
+            Self::Named(slot) => slot,
+            Self::Running => running,
+            Self::Other => running.other(),
+        }
+    }
+}
+
+impl FromStr for WhichSlot {
+    type Err = NotASlot;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "running" => Ok(Self::Running),
+            "other" => Ok(Self::Other),
+            name => name.parse().map(Self::Named),
+        }
+    }
+}
+
+impl fmt::Display for WhichSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Named(slot) => slot.name(),
+            Self::Running => "running",
+            Self::Other => "other",
+        })
+    }
+}
+
+/// What is known of one slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotInfo {
+    /// Which.
+    pub slot: Slot,
+    /// Whether `/` is in it.
+    pub running: bool,
+    /// Whether it boots when no trial is pending; `None` when the bootloader could not be asked.
+    pub confirmed: Option<bool>,
+    /// Boots left in its trial, if one is pending.
+    pub tries_left: Option<u8>,
+    /// What is known about its content.
+    pub state: SlotState,
+    /// The version in it, when known.
+    pub version: Option<String>,
+    /// The device or file of its root file system.
+    pub device: Option<String>,
+    /// How many bytes that holds.
+    pub size: Option<u64>,
+    /// The digest of what was installed in it, when known.
+    pub installed: Option<Sha256>,
 }
 
 /// The daemon's answer to a call: the same that a direct method gets.

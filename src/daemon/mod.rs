@@ -167,7 +167,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     let (updater, published) = Updater::new(
         config.clone(),
         fetcher,
-        store,
+        store.clone(),
         saved,
         hub.clone(),
         actions,
@@ -179,12 +179,12 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     let mut first_look = published.clone();
     let _ = tokio::time::timeout(FIRST_LOOK, first_look.changed()).await;
 
-    let socket = config.control.socket.clone();
-    let _guard = control::SocketGuard(socket.clone());
+    let _guard = control::SocketGuard(config.control.socket.clone());
     let control = {
-        let (commands, published) = (commands.clone(), published.clone());
+        let manager = control::Manager::new(commands.clone(), published.clone(), store);
+        let config = config.control.clone();
         tokio::spawn(async move {
-            if let Err(failure) = control::serve(&socket, commands, published).await {
+            if let Err(failure) = control::serve(&config, manager).await {
                 error!(
                     message_id = events::PROBLEM_FOUND,
                     fwupdated_error_code = failure.code,

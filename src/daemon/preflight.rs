@@ -7,8 +7,9 @@ use crate::{
     platform::slot_writer::SlotWriter,
     update::{
         failure::{Class, Failure},
-        request::Request,
+        request::{Origin, Request},
         slot::Slot,
+        uri::UriError,
     },
 };
 
@@ -51,6 +52,10 @@ pub fn check(
     store: &Store,
 ) -> Result<Slot, Refusal> {
     let refuse = |status: i32| move |failure: Failure| Refusal { status, failure };
+    if request.uri.is_local() && request.origin != Origin::Local {
+        let error = UriError::Scheme("file".to_owned());
+        return Err(refuse(400)(Failure::from(&error)));
+    }
     request
         .uri
         .check_transport(&config.fetch.insecure_hosts)

@@ -105,6 +105,8 @@ pub struct SlotRecord {
     pub version: Option<String>,
     /// What was written when it was installed, if that is known: a static delta starts from there.
     pub content: Option<Content>,
+    /// The security epoch of what is in it; 0 where that is not known.
+    pub security_epoch: u64,
 }
 
 /// An image that booted and was not confirmed.
@@ -185,6 +187,7 @@ impl Saved {
             self.baseline = None;
             self.last_run = self.last.clone();
         }
+        let went_back = finished.job.request.uri.is_in_slot();
         match (finished.stage, &finished.content) {
             (Stage::ApplyComplete, _) => {
                 self.last_success = finished.job.times.ended;
@@ -192,8 +195,15 @@ impl Saved {
                 self.security_epoch = self.security_epoch.max(epoch);
                 self.set_slot(finished.job.target, SlotState::Good, version);
                 if let Some(slot) = self.slots.get_mut(&finished.job.target) {
-                    slot.content = finished.content;
+                    slot.content = finished.content.filter(|content| content.size > 0);
+                    slot.security_epoch = epoch;
                 }
+            }
+            // Nothing was written to the slot that was gone back to, so no image is to blame; it is only for what it did.
+            (Stage::ApplyFailed, _)
+                if went_back && !(finished.failure.as_ref()).is_some_and(slot_is_to_blame) => {}
+            (Stage::ApplyFailed, _) if went_back => {
+                self.set_slot(finished.job.target, SlotState::Bad, version);
             }
             (Stage::ApplyFailed, Some(Content { sha256, .. })) => {
                 if let Some(failure) = &finished.failure
@@ -269,6 +279,7 @@ impl Saved {
                 state,
                 version,
                 content,
+                security_epoch: 0,
             },
         );
     }
@@ -297,6 +308,7 @@ impl Saved {
             State::Holding(_)
             | State::Arming(_)
             | State::CarryingOver(_)
+            | State::Returning(_)
             | State::Rebooting { .. } => Some(SlotState::Verified),
             State::Trial(_) | State::Confirming(_) => Some(SlotState::Trial),
             State::RollingBack { .. } | State::Abandoning { .. } => Some(SlotState::Bad),
@@ -325,6 +337,11 @@ impl Saved {
             ..report(job, stage, version, progress)
         })
     }
+}
+
+/// The slot that was gone back to booted, or should have, and was rejected: by the boot or by someone.
+fn slot_is_to_blame(failure: &Failure) -> bool {
+    rolled_back_after_a_boot(failure) || failure.code == "rollback-requested"
 }
 
 /// The trial boot itself went wrong, as opposed to an arming or a reboot that failed.

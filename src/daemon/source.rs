@@ -1,7 +1,10 @@
-//! The image as the installer's thread reads it: blocking `Read`, fed by a download that runs as a task.
+//! The image as the installer's thread reads it: blocking `Read`, fed by a download that runs as a task, or by a file
+//! of this device ([`local`]).
 //!
 //! Memory is bounded by the queues between both. A download's failure travels behind its last byte, ends the
 //! reader's stream and is kept whole aside, so that decoders in between cannot blur it.
+
+pub mod local;
 
 use std::{
     collections::VecDeque,
@@ -21,9 +24,13 @@ use tokio::{
 };
 use tracing::Instrument as _;
 
+use self::local::Portion;
 use super::meter::{Cancel, Meter, stopped};
 use crate::{
-    platform::fetch::{ByteRange, Download, Fetcher, Validator},
+    platform::{
+        fetch::{ByteRange, Download, Fetcher, Validator},
+        local_file::LocalFile,
+    },
     update::{
         failure::{Class, Failure},
         uri::PackageUri,
@@ -41,6 +48,8 @@ const LARGEST_WINDOW: u64 = 4 << 20;
 /// An image at an address. Every reader of one source reads the same version of the file.
 pub struct Source {
     line: Arc<Line>,
+    /// Read instead of anything from the network.
+    file: Option<Arc<LocalFile>>,
     runtime: Handle,
     failure: Arc<Mutex<Option<Failure>>>,
     /// Where the windows of a header end at the latest.
@@ -68,10 +77,12 @@ pub struct Seen {
 type Pieces = mpsc::Sender<Result<Bytes, Failure>>;
 
 impl Source {
-    /// A source whose downloads run on the present runtime. `seen`: the version that must be there still.
+    /// A source whose downloads run on the present runtime; with a `file`, that is read instead. `seen`: the version
+    /// that must be there still.
     pub fn new(
         fetcher: Fetcher,
         uri: PackageUri,
+        file: Option<Arc<LocalFile>>,
         meter: Arc<Meter>,
         cancel: Cancel,
         seen: Option<Seen>,
@@ -85,6 +96,7 @@ impl Source {
         };
         Self {
             line: Arc::new(line),
+            file,
             runtime: Handle::current(),
             failure: Arc::default(),
             header_end: AtomicU64::new(u64::MAX),
@@ -93,7 +105,19 @@ impl Source {
 
     /// The version of the file that readers read, once the server said it.
     pub fn seen(&self) -> Option<Seen> {
-        self.line.seen()
+        match &self.file {
+            None => self.line.seen(),
+            Some(file) => Some(Seen {
+                validator: Validator::default(),
+                total: Some(file.len()),
+                ranges: true,
+            }),
+        }
+    }
+
+    /// Whether it is a file of this device.
+    pub fn is_local(&self) -> bool {
+        self.file.is_some()
     }
 
     /// The header ends at byte `end`: nothing behind it is asked for by [`Source::read_in_windows`].
@@ -111,6 +135,9 @@ impl Source {
     /// When the server refuses, the file changed since the first call, or the retry budget is used up.
     pub fn read(&self, start: u64, end: Option<u64>) -> Result<SourceReader, Failure> {
         self.line.cancel.check()?;
+        if let Some(file) = &self.file {
+            return Ok(self.portion(file, start, end));
+        }
         let (start, skip) = self.line.reachable(start);
         let download = self.runtime.block_on(self.line.open(start, end))?;
         let (sender, pieces) = mpsc::channel(QUEUE);
@@ -142,14 +169,19 @@ impl Source {
         length: Option<u64>,
         task: &JoinHandle<()>,
     ) -> SourceReader {
-        SourceReader {
+        SourceReader::Arriving(Arriving {
             pieces,
             piece: Bytes::new(),
             skip,
             to_come: length,
             failure: self.failure.clone(),
             task: task.abort_handle(),
-        }
+        })
+    }
+
+    fn portion(&self, file: &Arc<LocalFile>, start: u64, end: Option<u64>) -> SourceReader {
+        let (cancel, failure) = (self.line.cancel.clone(), self.failure.clone());
+        SourceReader::Portion(Portion::new(file.clone(), start, end, cancel, failure))
     }
 
     /// Reads the file from its start in growing pieces, each by a request of its own: for headers, whose
@@ -166,12 +198,12 @@ impl Source {
 
     /// Length of the file in bytes, once the server said it.
     pub fn total(&self) -> Option<u64> {
-        self.line.seen().and_then(|seen| seen.total)
+        self.seen().and_then(|seen| seen.total)
     }
 
     /// Whether the server serves parts of the file.
     pub fn supports_ranges(&self) -> bool {
-        self.line.seen().is_some_and(|seen| seen.ranges)
+        self.seen().is_some_and(|seen| seen.ranges)
     }
 
     /// The address, whose `Display` holds no secrets.
@@ -179,18 +211,17 @@ impl Source {
         &self.line.uri
     }
 
-    /// A small file beside this one; `None` when there is none. Blocks.
+    /// The detached signatures beside it; `None` when there are none. Blocks.
     ///
     /// # Errors
-    /// It cannot be fetched, or is longer than `limit` bytes.
-    pub fn small_file_beside(
-        &self,
-        suffix: &str,
-        limit: usize,
-    ) -> Result<Option<Vec<u8>>, Failure> {
+    /// They cannot be fetched, or are longer than `limit` bytes.
+    pub fn signatures_beside(&self, limit: usize) -> Result<Option<Vec<u8>>, Failure> {
         let line = &self.line;
         line.cancel.check()?;
-        let uri = line.uri.beside(suffix);
+        if let Some(file) = &self.file {
+            return Ok(file.signature().map(<[u8]>::to_vec));
+        }
+        let uri = line.uri.beside(".minisig");
         self.runtime.block_on(async {
             tokio::select! {
                 file = line.fetcher.get_small(&uri, limit) => file.map_err(|error| Failure::from(&error)),
@@ -226,6 +257,7 @@ impl Source {
         let uri = line.uri.beside(suffix);
         Self {
             runtime: self.runtime.clone(),
+            file: None,
             line: Arc::new(Line {
                 fetcher: line.fetcher.for_an_extra(),
                 uri,
@@ -340,7 +372,17 @@ impl Iterator for Ahead<'_> {
         while self.opened.len() < self.at_once
             && let Some(range) = self.ranges.pop_front()
         {
-            let Source { line, runtime, .. } = self.source;
+            let Source {
+                line,
+                runtime,
+                file,
+                ..
+            } = self.source;
+            if let Some(file) = file {
+                let portion = self.source.portion(file, range.start, Some(range.end));
+                self.opened.push_back(portion);
+                continue;
+            }
             let length = range.end.saturating_sub(range.start);
             let (sender, pieces) = mpsc::channel((QUEUE / self.at_once).max(2));
             let fetch = line.clone().fetch(range, sender);
@@ -390,8 +432,25 @@ impl Read for Windows<'_> {
     }
 }
 
-/// Reads one download. Its end is the end of the range or of the download; [`Source::take_failure`] tells.
-pub struct SourceReader {
+/// Reads a range. Its end is the end of the range, of the file or of the download; [`Source::take_failure`] tells.
+pub enum SourceReader {
+    /// From the network.
+    Arriving(Arriving),
+    /// From a file of this device.
+    Portion(Portion),
+}
+
+impl Read for SourceReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Arriving(arriving) => arriving.read(buffer),
+            Self::Portion(portion) => portion.read(buffer),
+        }
+    }
+}
+
+/// Reads one download.
+pub struct Arriving {
     pieces: mpsc::Receiver<Result<Bytes, Failure>>,
     piece: Bytes,
     /// Bytes still to be thrown away.
@@ -402,7 +461,7 @@ pub struct SourceReader {
     task: AbortHandle,
 }
 
-impl Drop for SourceReader {
+impl Drop for Arriving {
     fn drop(&mut self) {
         // It may wait for a server, for whom nobody waits any more. One that has all its bytes only hands its
         // connection back, for the next request to use.
@@ -412,7 +471,7 @@ impl Drop for SourceReader {
     }
 }
 
-impl Read for SourceReader {
+impl Read for Arriving {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
             match self.pieces.blocking_recv() {

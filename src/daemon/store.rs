@@ -141,6 +141,17 @@ impl Store {
             .append(report)
             .map_err(|error| Failure::from(&error))
     }
+
+    /// The last `count` updates that the history has, newest first. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn history(&self, count: usize) -> Result<Vec<UpdateReport>, Failure> {
+        self.0
+            .history
+            .newest(count)
+            .map_err(|error| Failure::from(&error))
+    }
 }
 
 /// What to say about a state directory that belongs to one slot and is not carried over to the other. Nothing when that

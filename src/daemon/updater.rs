@@ -5,10 +5,11 @@
 //! the actions, which run as tasks of their own ([`super::actions`]) and come back as events. So it answers at once, whatever
 //! an action is doing.
 //!
-//! Here is its loop; what others ask is in `requests`, how a state becomes durable in `durable`, what is shown in
+//! Here is its loop; what others ask is in `requests` and, what only someone on the device may, in `local`; how a state becomes durable in `durable`, what is shown in
 //! `publish`.
 
 mod durable;
+mod local;
 mod publish;
 mod requests;
 
@@ -25,6 +26,7 @@ use tracing::{Instrument as _, Span, error, info, warn};
 use super::{
     actions::{Actions, Context, Report},
     board::{Board, os_version},
+    control_names::{SlotInfo, WhichSlot},
     logging,
     meter::Meter,
     saved::Saved,
@@ -34,7 +36,7 @@ use super::{
 use crate::{
     config::Config,
     hub::{desired::DesiredTracker, method::Answer},
-    platform::{fetch::Fetcher, watchdog},
+    platform::{fetch::Fetcher, local_file::LocalFile, watchdog},
     update::{
         boot::{self, Resumed},
         events,
@@ -69,6 +71,37 @@ pub enum Command {
         request: Request,
         /// The answer.
         reply: oneshot::Sender<Answer>,
+    },
+    /// Start an update from a file of this device.
+    InstallFile {
+        /// What to install.
+        request: Request,
+        /// The file at its address, which someone on the device opened.
+        file: LocalFile,
+        /// The answer.
+        reply: oneshot::Sender<Answer>,
+    },
+    /// Confirm the trial boot under way by hand.
+    MarkGood {
+        /// The answer.
+        reply: oneshot::Sender<Answer>,
+    },
+    /// Reject the trial boot under way, or keep a slot from being booted.
+    MarkBad {
+        /// Which slot.
+        which: WhichSlot,
+        /// The answer.
+        reply: oneshot::Sender<Answer>,
+    },
+    /// Reject the trial boot under way, or go back to what the other slot holds.
+    GoBack {
+        /// The answer.
+        reply: oneshot::Sender<Answer>,
+    },
+    /// Tell what is known of each slot.
+    Slots {
+        /// The answer.
+        reply: oneshot::Sender<Vec<SlotInfo>>,
     },
     /// Give up the update under way.
     Cancel {
@@ -349,7 +382,7 @@ impl Updater {
         let running = || super::saved::SlotRecord {
             state: SlotState::Good,
             version: os_version(&self.config.control.os_release),
-            content: None,
+            ..super::saved::SlotRecord::default()
         };
         let slots = &mut self.saved.slots;
         slots.entry(board.booted.slot).or_insert_with(running);

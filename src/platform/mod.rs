@@ -4,6 +4,7 @@ pub mod carry_over;
 pub mod device_certificate;
 pub mod fetch;
 pub mod ioctl;
+pub mod local_file;
 pub mod logind;
 pub mod reboot;
 pub mod running_slot;

@@ -225,6 +225,24 @@ impl Identity {
     }
 }
 
+/// The kernel counts the size of a device in these, whatever its sectors are.
+const SYSFS_SECTOR: u64 = 512;
+
+/// Bytes that the device or file at `path` holds. Opens nothing: a slot that is just written must not be disturbed.
+///
+/// # Errors
+/// The path or the kernel's word about it cannot be read.
+pub fn size(path: &Path) -> io::Result<u64> {
+    let meta = fs::metadata(path)?;
+    if !meta.file_type().is_block_device() {
+        return Ok(meta.len());
+    }
+    let (major, minor) = (major(meta.rdev()), minor(meta.rdev()));
+    let sectors = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"))?;
+    let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
+    Ok(sectors * SYSFS_SECTOR)
+}
+
 impl Slots {
     /// Checks that both slots exist, differ, and are what the bootloader boots.
     ///

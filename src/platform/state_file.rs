@@ -363,6 +363,16 @@ impl History {
         Ok(lines)
     }
 
+    /// The last `count` entries, newest first; what is understood of them.
+    ///
+    /// # Errors
+    /// `state-read-failed`.
+    pub fn newest<T: DeserializeOwned>(&self, count: usize) -> Result<Vec<T>, StateError> {
+        let lines = self.lines()?;
+        let entries = lines.iter().rev().map(|line| serde_json::from_str(line));
+        Ok(entries.filter_map(Result::ok).take(count).collect())
+    }
+
     fn is_torn(&self) -> Result<bool, StateError> {
         match fs::read(&self.path) {
             Ok(bytes) => Ok(bytes.last().is_some_and(|last| *last != b'\n')),
@@ -523,6 +533,8 @@ mod tests {
         let lines = history.lines().unwrap();
         assert_eq!(lines.len(), HISTORY_LINES);
         assert_eq!(lines.last().unwrap(), &(HISTORY_LINES + 4).to_string());
+        let newest = [HISTORY_LINES + 4, HISTORY_LINES + 3];
+        assert_eq!(history.newest::<usize>(2).unwrap(), newest);
         let mut torn = fs::read(dir.path().join("history.jsonl")).unwrap();
         torn.extend_from_slice(b"{\"id\":");
         fs::write(dir.path().join("history.jsonl"), torn).unwrap();

@@ -42,6 +42,7 @@ pub fn armed_anew(state: &State, booted: &BootedFrom, carries_over: bool) -> Sta
         {
             let written = written.clone();
             match carries_over {
+                _ if written.job.request.uri.is_in_slot() => State::Returning(written),
                 true => State::CarryingOver(written),
                 false => State::Arming(written),
             }
@@ -160,6 +161,14 @@ pub fn resume(
                 format!("update {id}: writing the slot again, since files were being carried over"),
             )
         }
+
+        // The same, and there is no image that the slot could be compared with, or written from.
+        State::Returning(w) if in_target => trial_or_unexplained(w, booted, boot, id),
+        State::Returning(w) => go(
+            state.clone(),
+            vec![Action::ArmSlot(w)],
+            format!("update {id}: arming the slot again that is gone back to"),
+        ),
 
         State::Rebooting { written, .. } if in_target => {
             trial_or_unexplained(written, booted, boot, id)

@@ -80,6 +80,13 @@ events! {
     ROLLING_BACK = "c44981ba26eea91d67c0d8733620a319",
     /// The old slot runs again: the update has failed.
     UPDATE_ROLLED_BACK = "a72a43889725f60783fa7f4d1a2657b8",
+
+    /// Someone on the device goes back to what the other slot holds.
+    GOING_BACK = "1d4247109333c7a075ed7662e9b857ed",
+    /// Someone on the device confirmed the trial.
+    CONFIRMED_BY_HAND = "b4b9d3ed02273821a0d103b753c202bb",
+    /// Someone on the device marked the slot that does not run bad.
+    SLOT_MARKED_BAD = "dde63169acf9028397e704393e109cea",
 }
 
 #[cfg(test)]

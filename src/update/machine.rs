@@ -22,11 +22,17 @@
 //! however long. `Holding --RebootAllowed-->` reads the slot back once more, since anyone may have written to it meanwhile, and
 //! then goes on as `Verifying` does.
 //!
+//! Someone on the device may go back to what the other slot holds: `Idle --ReturnRequested--> Returning --SlotArmed-->
+//! Rebooting`. Nothing is written then; the caller vouches that the slot was confirmed once and not written since. It is
+//! tried like a new version: the confirmed slot stays confirmed until the other one is healthy. It is a person's word, so
+//! that the policy is not asked.
+//!
 //! What it guarantees, and `tests::no_path_arms_an_unverified_slot_and_every_path_ends` shows for
 //! every sequence of events:
-//! - `ArmSlot` is only ever asked for after this update's `WriteSlot` and `VerifySlot` both succeeded;
+//! - `ArmSlot` is only ever asked for after this update's `WriteSlot` and `VerifySlot` both succeeded, or for a slot
+//!   that someone goes back to;
 //! - the target slot is disabled in the bootloader before its first byte is written;
-//! - `MarkGood` is only asked for from a trial boot that was found healthy;
+//! - `MarkGood` is only asked for from a trial boot that was found healthy, or that someone on the device vouches for;
 //! - from every situation the update ends within a few reboots, even if no health check ever passes.
 //!
 //! The caller makes the new state durable **before** it runs the actions; every action is safe to run
@@ -133,6 +139,8 @@ pub enum State {
     Arming(Written),
     /// Files of the running system are copied into the slot; then the bootloader is told to try it.
     CarryingOver(Written),
+    /// The bootloader is told to try what the slot holds already.
+    Returning(Written),
     /// Armed; the reboot was asked for during boot `armed_in`.
     Rebooting {
         /// The update.
@@ -168,6 +176,8 @@ pub enum State {
 pub enum Event {
     /// A request passed its preflight.
     Requested(Job),
+    /// Someone on the device goes back to what the other slot holds, which passed its preflight.
+    ReturnRequested(Written),
     /// The policy lets the update go on.
     PolicyAllows,
     /// Someone lets what waits go on.
@@ -285,6 +295,7 @@ impl State {
             | Self::Holding(w)
             | Self::Arming(w)
             | Self::CarryingOver(w)
+            | Self::Returning(w)
             | Self::Trial(w)
             | Self::Confirming(w) => Some(&w.job),
             Self::Rebooting { written, .. }
@@ -312,6 +323,7 @@ impl State {
             | Self::Holding(w)
             | Self::Arming(w)
             | Self::CarryingOver(w)
+            | Self::Returning(w)
             | Self::Trial(w)
             | Self::Confirming(w) => Some(&w.image),
             Self::Rebooting { written, .. }
@@ -328,7 +340,7 @@ impl State {
             Self::Waiting(_) | Self::Checking(_) => Stage::Waiting,
             Self::Disabling(_) | Self::Writing(_) => Stage::Downloading,
             Self::Verifying(_) | Self::Holding(_) => Stage::DownloadComplete,
-            Self::Arming(_) | Self::CarryingOver(_) => Stage::Applying,
+            Self::Arming(_) | Self::CarryingOver(_) | Self::Returning(_) => Stage::Applying,
             Self::Rebooting { .. } | Self::RollingBack { .. } | Self::Abandoning { .. } => {
                 Stage::Rebooting
             }
@@ -417,6 +429,14 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             });
             (S::Waiting(job.clone()), vec![A::AwaitPolicy(job)])
         }
+        (S::Idle, E::ReturnRequested(mut written)) => {
+            written.job.times = Times {
+                waiting: Some(now),
+                applying: Some(now),
+                ..Times::default()
+            };
+            (S::Returning(written.clone()), vec![A::ArmSlot(written)])
+        }
         (S::Waiting(mut job), E::PolicyAllows) => {
             // Said about the start alone.
             (job.consent.now, job.consent.deferred_until) = (false, None);
@@ -486,7 +506,10 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
         (S::CarryingOver(written), E::CarriedOver) => {
             (S::CarryingOver(written.clone()), vec![A::ArmSlot(written)])
         }
-        (S::Arming(written) | S::CarryingOver(written), E::SlotArmed { boot_id }) => (
+        (
+            S::Arming(written) | S::CarryingOver(written) | S::Returning(written),
+            E::SlotArmed { boot_id },
+        ) => (
             S::Rebooting {
                 written,
                 armed_in: boot_id,
@@ -529,7 +552,10 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
         ) => written.finished(Stage::DownloadFailed, Some(failure), now),
         // The bootloader may hold the trial already: disarm before giving up.
         (
-            S::Arming(written) | S::CarryingOver(written) | S::Rebooting { written, .. },
+            S::Arming(written)
+            | S::CarryingOver(written)
+            | S::Returning(written)
+            | S::Rebooting { written, .. },
             E::Failed(failure),
         ) => {
             let target = written.job.target;
@@ -583,16 +609,18 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             | S::Holding(_)
             | S::Arming(_)
             | S::CarryingOver(_)
+            | S::Returning(_)
             | S::Rebooting { .. }
             | S::Trial(_)
             | S::Confirming(_)
             | S::RollingBack { .. }
             | S::Abandoning { .. },
-            E::Requested(_),
+            E::Requested(_) | E::ReturnRequested(_),
         ) => return Err(Refused::Busy),
         (
             S::Arming(_)
             | S::CarryingOver(_)
+            | S::Returning(_)
             | S::Rebooting { .. }
             | S::Trial(_)
             | S::Confirming(_)
@@ -610,6 +638,7 @@ pub fn step(state: &State, event: Event, now: Timestamp) -> Result<(State, Vec<A
             | S::Holding(_)
             | S::Arming(_)
             | S::CarryingOver(_)
+            | S::Returning(_)
             | S::Rebooting { .. }
             | S::Trial(_)
             | S::Confirming(_)

@@ -1,17 +1,25 @@
 //! The address of an image, which may contain secrets and is therefore never printed whole.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
-use super::failure::{Class, Coded};
+use super::{
+    failure::{Class, Coded},
+    slot::Slot,
+};
 
 /// Longest address taken; longer ones are a mistake or an attack (the twin holds 4 KB strings).
 const MAX_LENGTH: usize = 2048;
 
-/// The `http` or `https` address of an image, without user info. `Display` and `Debug` leave out query and
-/// fragment, where signed URLs keep their secrets; [`PackageUri::secret`] gives the whole.
+/// The `http` or `https` address of an image, without user info; or, on the word of someone on the device only, a file
+/// there or what the other slot holds. `Display` and `Debug` leave out query and fragment, where signed URLs keep their
+/// secrets; [`PackageUri::secret`] gives the whole.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PackageUri(Url);
 
@@ -58,6 +66,10 @@ impl Coded for UriError {
     }
 }
 
+/// Schemes that nothing from outside may have: [`FromStr`] and [`from_outside`] refuse them.
+const FILE: &str = "file";
+const SLOT: &str = "slot";
+
 /// What stands where no address is known; it cannot exist (RFC 6761).
 const UNKNOWN: &str = "https://unknown.invalid/";
 
@@ -66,6 +78,39 @@ impl PackageUri {
     #[must_use]
     pub fn unknown() -> Self {
         UNKNOWN.parse().expect("a constant URL")
+    }
+
+    /// A file of this device; `None` when `path` is not absolute.
+    #[must_use]
+    pub fn file(path: &Path) -> Option<Self> {
+        Url::from_file_path(path).ok().map(Self)
+    }
+
+    /// What `slot` holds already: nothing is fetched.
+    #[must_use]
+    pub fn in_slot(slot: Slot) -> Self {
+        let url = Url::parse(&format!("{SLOT}:{slot}"));
+        Self(url.expect("a scheme and a letter"))
+    }
+
+    /// The path of a file of this device; `None` for every other address.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        (self.0.scheme() == FILE)
+            .then(|| self.0.to_file_path().ok())
+            .flatten()
+    }
+
+    /// Whether nothing is fetched, since the slot holds it already ([`PackageUri::in_slot`]).
+    #[must_use]
+    pub fn is_in_slot(&self) -> bool {
+        self.0.scheme() == SLOT
+    }
+
+    /// Whether only someone on the device can have named it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self.0.scheme(), FILE | SLOT)
     }
 
     /// The whole address, secrets included: only for the request line.
@@ -92,7 +137,7 @@ impl PackageUri {
     /// # Errors
     /// [`UriError::Insecure`].
     pub fn check_transport(&self, insecure_hosts: &[String]) -> Result<(), UriError> {
-        let allowed = self.0.scheme() == "https"
+        let allowed = self.0.scheme() != "http"
             || insecure_hosts
                 .iter()
                 .any(|host| host.eq_ignore_ascii_case(self.host()));
@@ -162,6 +207,9 @@ impl fmt::Display for PackageUri {
         if url.as_str() == UNKNOWN {
             return f.write_str("unknown");
         }
+        if self.is_in_slot() {
+            return f.write_str(url.as_str());
+        }
         write!(f, "{}://{}", url.scheme(), self.host())?;
         if let Some(port) = url.port() {
             write!(f, ":{port}")?;
@@ -189,8 +237,10 @@ impl<'de> Deserialize<'de> for PackageUri {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let url = Url::parse(&String::deserialize(deserializer)?);
         match url.map_err(serde::de::Error::custom)? {
-            url if matches!(url.scheme(), "https" | "http") => Ok(Self(url)),
-            _ => Err(serde::de::Error::custom("neither https:// nor http://")),
+            url if matches!(url.scheme(), "https" | "http" | FILE | SLOT) => Ok(Self(url)),
+            _ => Err(serde::de::Error::custom(
+                "neither https:// nor http://, nor local",
+            )),
         }
     }
 }
@@ -227,6 +277,7 @@ mod tests {
         for (text, code) in [
             ("ftp://host/x", "url-scheme"),
             ("file:///etc/shadow", "url-scheme"),
+            ("slot:b", "url-scheme"),
             ("secureurl", "url-malformed"),
             ("https://", "url-malformed"),
             ("https:///x", "url-malformed"),
@@ -273,13 +324,36 @@ mod tests {
             assert_eq!(uri.to_string(), shown);
             assert!(!format!("{uri:?}").contains("SECRET"));
         }
-        for text in ["", "x", "ftp://store.example/x", "file:///etc/shadow"] {
+        for text in ["", "x", "ftp://store.example/x"] {
             let stored = serde_json::to_string(text).unwrap();
             assert!(
                 serde_json::from_str::<PackageUri>(&stored).is_err(),
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_local_address_survives_the_state_file_and_comes_in_by_no_other_way() {
+        let file = PackageUri::file(Path::new("/media/usb/a b.img")).unwrap();
+        assert_eq!(file.to_string(), "file:///media/usb/a%20b.img");
+        assert_eq!(
+            file.path().as_deref(),
+            Some(Path::new("/media/usb/a b.img"))
+        );
+        let slot = PackageUri::in_slot(Slot::B);
+        assert_eq!(slot.to_string(), "slot:b");
+        assert!(slot.is_in_slot() && slot.path().is_none());
+        for uri in [file, slot] {
+            assert!(uri.is_local());
+            uri.check_transport(&[]).unwrap();
+            let stored = serde_json::to_string(&uri).unwrap();
+            assert_eq!(serde_json::from_str::<PackageUri>(&stored).unwrap(), uri);
+            let text = uri.secret().as_str();
+            assert_eq!(text.parse::<PackageUri>().unwrap_err().code(), "url-scheme");
+        }
+        assert_eq!(PackageUri::file(Path::new("a.img")), None);
+        assert!(!PackageUri::unknown().is_local());
     }
 
     #[test]

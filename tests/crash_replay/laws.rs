@@ -364,6 +364,7 @@ impl Walk<'_> {
             | State::Holding(_) => old && trial.is_none(),
             State::Arming(_)
             | State::CarryingOver(_)
+            | State::Returning(_)
             | State::RollingBack { .. }
             | State::Abandoning { .. } => old && (ours || trial.is_none()),
             State::Rebooting { .. } | State::Trial(_) => old && (ours || self.used_up),

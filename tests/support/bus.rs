@@ -24,9 +24,14 @@ impl Drop for Bus {
 impl Bus {
     /// Starts it, with its socket and configuration in `dir`.
     pub(crate) fn start(dir: &Path) -> Self {
-        let config = dir.join("bus.conf");
+        Self::start_at(dir, "bus")
+    }
+
+    /// The same, with another name for the socket.
+    pub(crate) fn start_at(dir: &Path, name: &str) -> Self {
+        let config = dir.join(format!("{name}.conf"));
         let text = format!(
-            "<busconfig><listen>unix:path={}/bus</listen><policy context=\"default\"><allow user=\"*\"/>\
+            "<busconfig><listen>unix:path={}/{name}</listen><policy context=\"default\"><allow user=\"*\"/>\
              <allow own=\"*\"/><allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>",
             dir.display()
         );

@@ -472,6 +472,7 @@ directory = "{dir}/state"
 
 [control]
 socket = "{dir}/control"
+bus = false
 os_release = "{dir}/os-release"
 
 {settings}

@@ -232,6 +232,7 @@ fn agreement(boot: &BootState, booted: Slot, machine: Option<&State>) -> Finding
         Some(
             State::Arming(_)
                 | State::CarryingOver(_)
+                | State::Returning(_)
                 | State::Rebooting { .. }
                 | State::RollingBack { .. }
                 | State::Abandoning { .. }

@@ -1,25 +1,23 @@
 //! Whether both slots are there, which runs, whether images fit, and who holds the spare one.
 
 use std::{
-    fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    io,
     path::{Path, PathBuf},
 };
-
-use nix::sys::stat::{major, minor};
 
 use super::finding::Finding;
 use crate::{
     config::Config,
     ctl::output::bytes,
-    platform::{carry_over::FileSystem, slot_writer::who_holds, slots::Slots},
+    platform::{
+        carry_over::FileSystem,
+        slot_writer::who_holds,
+        slots::{Slots, size},
+    },
     update::{failure::Failure, slot::Slot},
 };
 
 const TOPIC: &str = "slots";
-
-/// The kernel counts the size of a device in these, whatever its sectors are.
-const SYSFS_SECTOR: u64 = 512;
 
 /// What was seen; `Err` when the slots cannot be told apart. `None` without slots in the configuration.
 pub(super) type Facts = Option<Result<Seen, Failure>>;
@@ -49,18 +47,6 @@ impl Device {
             size: size(path),
         }
     }
-}
-
-/// Opens nothing: a slot that is just written must not be disturbed.
-fn size(path: &Path) -> io::Result<u64> {
-    let meta = fs::metadata(path)?;
-    if !meta.file_type().is_block_device() {
-        return Ok(meta.len());
-    }
-    let (major, minor) = (major(meta.rdev()), minor(meta.rdev()));
-    let sectors = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"))?;
-    let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
-    Ok(sectors * SYSFS_SECTOR)
 }
 
 /// `image` is how many bytes the image in the slot has, as far as the state file knows.

@@ -44,7 +44,9 @@ pub fn apply(
         return Ok(());
     };
     // Deltas are between images of one partition.
-    if filling.missing().is_empty() || filling.header.manifest().images.len() != 1 {
+    // What is on a medium of this device costs nothing to read.
+    let of_no_use = filling.missing().is_empty() || image.is_local();
+    if of_no_use || filling.header.manifest().images.len() != 1 {
         return Ok(());
     }
     let source = image.beside(&delta::suffix(old.sha256));

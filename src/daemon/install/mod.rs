@@ -27,7 +27,7 @@ use self::error::InstallError;
 use super::{
     admission::{Offer, Refusal},
     meter::{Cancel, Meter},
-    source::{Seen, Source},
+    source::{Seen, Source, local::HandedOver},
 };
 use crate::{
     config::TrustConfig,
@@ -53,6 +53,8 @@ use crate::{
 pub struct Installer {
     /// Downloads.
     pub fetcher: Fetcher,
+    /// The file of this device that is installed, if it was handed over.
+    pub file: HandedOver,
     /// Most requests at a time.
     pub connections: usize,
     /// What was installed in the running slot, if that is known.
@@ -79,7 +81,7 @@ impl Installer {
     /// # Errors
     /// Any reason not to trust or not to understand the image, or a download that failed.
     pub fn inspect(&self, request: &Request) -> Result<(Offer, ImageFacts), Failure> {
-        let source = self.source(request, None);
+        let source = self.source(request, None)?;
         let (kind, mut start) = self.open(&source, Box::new(source.read_in_windows()))?;
         let kind = match kind {
             ImageKind::Manifest => {
@@ -156,10 +158,10 @@ impl Installer {
             && uri == request.uri
             && header.digest() == manifest
         {
-            let source = self.source(request, seen);
+            let source = self.source(request, seen)?;
             return chunks::install(self, &source, &header, None, slot);
         }
-        let source = self.source(request, None);
+        let source = self.source(request, None)?;
         let changed = || {
             Failure::from(&InstallError::Changed {
                 uri: request.uri.to_string(),
@@ -221,9 +223,11 @@ impl Installer {
         }
     }
 
-    fn source(&self, request: &Request, seen: Option<Seen>) -> Source {
+    fn source(&self, request: &Request, seen: Option<Seen>) -> Result<Source, Failure> {
         let (fetcher, uri) = (self.fetcher.clone(), request.uri.clone());
-        Source::new(fetcher, uri, self.meter.clone(), self.cancel.clone(), seen)
+        let file = self.file.open(&uri)?;
+        let (meter, cancel) = (self.meter.clone(), self.cancel.clone());
+        Ok(Source::new(fetcher, uri, file, meter, cancel, seen))
     }
 
     fn take_inspected(&self) -> Option<(PackageUri, Header, Option<Seen>)> {
@@ -283,7 +287,7 @@ impl Installer {
         if request.sha256.is_some() {
             return Ok(None);
         }
-        let text = source.small_file_beside(".minisig", DetachedSignatures::MAX_LEN)?;
+        let text = source.signatures_beside(DetachedSignatures::MAX_LEN)?;
         match text {
             Some(text) => DetachedSignatures::parse(&text)
                 .map(Some)

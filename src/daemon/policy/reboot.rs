@@ -12,11 +12,14 @@ use crate::{
     config::PolicyConfig,
     platform::logind::{self, Inhibitor, LogindError},
     update::{
-        failure::Failure,
+        failure::{Class, Failure},
         machine::Job,
         policy::{self, Activity, Reboot, Verdict},
     },
 };
+
+/// How far off a reboot that comes at once is announced for.
+const A_MOMENT: SignedDuration = SignedDuration::from_secs(5);
 
 /// What is asked before a reboot for `job`.
 pub struct Gate<'a> {
@@ -108,6 +111,35 @@ impl<'a> Gate<'a> {
             users.len()
         ));
         Some(at)
+    }
+
+    /// Tells the users who are logged in that the device goes back to `version` at once: a person's word waits for nobody.
+    ///
+    /// # Errors
+    /// A program inhibits the reboot, which is not waited for either.
+    pub async fn announce_return(&mut self, version: Option<&str>) -> Result<(), Failure> {
+        let inhibitors = self.inhibitors().await;
+        if !inhibitors.is_empty() {
+            let text = format!(
+                "{} inhibits the reboot (`systemd-inhibit --list`); go back when it has ended",
+                names(&inhibitors)
+            );
+            return Err(Failure::new("reboot-inhibited", Class::Wait, text));
+        }
+        if self.listeners().await.is_empty() {
+            return Ok(());
+        }
+        let version = version.unwrap_or("another version");
+        let message = format!(
+            "fwupdated goes back to {version} of this device's firmware, as someone on the device has asked."
+        );
+        // logind says nothing about a time that is over.
+        let now = Timestamp::now();
+        let soon = now.checked_add(A_MOMENT).unwrap_or(now);
+        if let Err(error) = logind::warn_users(&message, soon).await {
+            self.tell(&error);
+        }
+        Ok(())
     }
 
     /// Whether a program has begun to inhibit the reboot since it was waited for.

@@ -8,7 +8,7 @@ use crate::update::{
     events,
     failure::{Class, Failure},
     machine::{self, Action, Event, Finished, Refused, State},
-    status::{Progress, Stage},
+    status::{Progress, SlotState, Stage},
 };
 
 impl Updater {
@@ -33,6 +33,11 @@ impl Updater {
                 Action::Finish(finished) => Some(finished.clone()),
                 _ => None,
             });
+            if let State::Disabling(prepared) = &self.saved.machine {
+                // From here on what was in it is gone, whatever becomes of the update.
+                let (target, version) = (prepared.job.target, prepared.image.version.clone());
+                self.saved.set_slot(target, SlotState::Writing, version);
+            }
             if let Some(finished) = &finished {
                 self.finish(finished);
             } else if let Some(event) = event(&self.saved.machine)
@@ -54,7 +59,8 @@ impl Updater {
                 );
             }
             let saved = self.save().await;
-            if !saved && was_idle && matches!(self.saved.machine, State::Waiting(_)) {
+            let accepted = matches!(self.saved.machine, State::Waiting(_) | State::Returning(_));
+            if !saved && was_idle && accepted {
                 // Accepted means durable. What cannot be saved never was an update, and leaves no report.
                 self.saved.machine = State::Idle;
                 self.publish();
@@ -105,6 +111,7 @@ impl Updater {
             | State::Holding(_)
             | State::Arming(_)
             | State::CarryingOver(_)
+            | State::Returning(_)
             | State::Rebooting { .. } => Some(self.unsaved_failure()),
         }
     }
@@ -122,6 +129,7 @@ impl Updater {
     pub(super) fn finish(&mut self, finished: &Finished) {
         let report = self.saved.finish(finished, self.meter.progress());
         self.meter.restore(&Progress::default());
+        self.actions.file(None);
         match &report.error {
             None => info!(
                 message_id = events::UPDATE_COMPLETE,
@@ -205,6 +213,7 @@ fn event(state: &State) -> Option<&'static str> {
         State::Trial(_) => Some(events::TRIAL_BEGAN),
         State::Confirming(_) => Some(events::HEALTHY),
         State::RollingBack { .. } => Some(events::ROLLING_BACK),
+        State::Returning(_) => Some(events::GOING_BACK),
     }
 }
 
@@ -229,6 +238,7 @@ fn describe(state: &State) -> String {
                 w.job.target
             )
         }
+        State::Returning(w) => format!("going back to slot {}; arming it", w.job.target),
         State::Rebooting { written, .. } => {
             format!("rebooting into slot {} on trial", written.job.target)
         }

@@ -11,12 +11,14 @@ use crate::{
     config::raw::RawDuration,
     daemon::preflight,
     hub::{desired, method::Answer},
+    platform::local_file::LocalFile,
     update::{
         events,
         failure::{Class, Failure},
         machine::{self, Action, Event, Job, Refused, State},
         policy::{self, Consent},
         request::{Origin, Request},
+        slot::Slot,
         status::Times,
         uri::PackageUri,
     },
@@ -29,6 +31,25 @@ impl Updater {
             Command::Install { request, reply } => {
                 let (answer, _) = self.install(request).await;
                 let _ = reply.send(answer);
+            }
+            Command::InstallFile {
+                request,
+                file,
+                reply,
+            } => {
+                let _ = reply.send(self.install_file(request, file).await);
+            }
+            Command::MarkGood { reply } => {
+                let _ = reply.send(self.mark_good().await);
+            }
+            Command::MarkBad { which, reply } => {
+                let _ = reply.send(self.mark_bad(which).await);
+            }
+            Command::GoBack { reply } => {
+                let _ = reply.send(self.go_back().await);
+            }
+            Command::Slots { reply } => {
+                let _ = reply.send(self.slots().await);
             }
             Command::Cancel { reply } => {
                 let failure = Failure::new(
@@ -57,19 +78,7 @@ impl Updater {
                 let _ = reply.send(self.defer(id.as_deref(), by).await);
             }
             Command::Rollback { reply } => {
-                let failure = Failure::new(
-                    "rollback-requested",
-                    Class::Final,
-                    "the trial was rejected on request",
-                );
-                let answer = match self.apply(Event::Unhealthy(failure)).await {
-                    Ok(()) => Answer::done("rolling back"),
-                    Err(_) => conflict(
-                        "nothing-to-roll-back",
-                        "no trial boot is under way; to go back to an older version, install it",
-                    ),
-                };
-                let _ = reply.send(answer);
+                let _ = reply.send(self.reject().await);
             }
             Command::Reboot { reply } => {
                 let answer = match (&self.board, self.saved.machine.job()) {
@@ -189,9 +198,21 @@ impl Updater {
         }
     }
 
+    /// The same for a file of this device, which is read from now on if the request is accepted.
+    async fn install_file(&mut self, request: Request, file: LocalFile) -> Answer {
+        let idle = self.saved.machine.job().is_none();
+        if idle {
+            self.actions.file(Some((request.uri.clone(), file)));
+        }
+        let (answer, _) = self.install(request).await;
+        if idle && answer.status != 200 {
+            self.actions.file(None);
+        }
+        answer
+    }
+
     /// Checks a request and starts it. Never waits for the network. With an answer other than 200, also why.
     pub(super) async fn install(&mut self, request: Request) -> (Answer, Option<Failure>) {
-        let unavailable = |failure: Failure| (Answer::unavailable(&failure), Some(failure));
         if let Some(job) = self.saved.machine.job() {
             // What the caller leaves open is not another wish.
             let open_or = |same: bool, asked: bool| !asked || same;
@@ -217,30 +238,9 @@ impl Updater {
                 None,
             );
         }
-        let board = match &self.board {
-            Ok(board) => board.clone(),
-            Err(failure) => return unavailable(failure.clone()),
-        };
-        let deadline = Instant::now() + PREFLIGHT_LIMIT;
-        let slow = || {
-            let text =
-                "the device's storage answers too slowly to start an update; try again later";
-            Failure::new("storage-slow", Class::Wait, text)
-        };
-        if !self.actions.settled(deadline).await {
-            return unavailable(slow());
-        }
-        let check = {
-            let config = self.config.clone();
-            let (request, saved, store) = (request.clone(), self.saved.clone(), self.store.clone());
-            blocking(move || preflight::check(&request, &config, &board, &saved, &store))
-        };
-        let target = match tokio::time::timeout_at(deadline, check).await {
-            Ok(Ok(target)) => target,
-            Ok(Err(refusal)) => {
-                return (refusal.answer(), Some(refusal.failure));
-            }
-            Err(_) => return unavailable(slow()),
+        let target = match self.preflight(&request).await {
+            Ok(target) => target,
+            Err(refused) => return refused,
         };
         let id = request.update_id.clone().unwrap_or_else(new_id);
         let (from_version, times) = (self.running_version(), Times::default());
@@ -263,6 +263,31 @@ impl Updater {
         match self.apply(Event::Requested(job)).await {
             Ok(()) if self.saved.machine.job().is_some() => (Answer::started(&id), None),
             Ok(()) | Err(_) => unavailable(self.unsaved_failure()),
+        }
+    }
+
+    /// The local checks of a request while nothing is under way: the slot to write, or the answer and why.
+    pub(super) async fn preflight(
+        &mut self,
+        request: &Request,
+    ) -> Result<Slot, (Answer, Option<Failure>)> {
+        let board = match &self.board {
+            Ok(board) => board.clone(),
+            Err(failure) => return Err(unavailable(failure.clone())),
+        };
+        let deadline = Instant::now() + PREFLIGHT_LIMIT;
+        if !self.actions.settled(deadline).await {
+            return Err(unavailable(storage_slow()));
+        }
+        let check = {
+            let config = self.config.clone();
+            let (request, saved, store) = (request.clone(), self.saved.clone(), self.store.clone());
+            blocking(move || preflight::check(&request, &config, &board, &saved, &store))
+        };
+        match tokio::time::timeout_at(deadline, check).await {
+            Ok(Ok(target)) => Ok(target),
+            Ok(Err(refusal)) => Err((refusal.answer(), Some(refusal.failure))),
+            Err(_) => Err(unavailable(storage_slow())),
         }
     }
 
@@ -347,12 +372,21 @@ impl Updater {
     }
 }
 
+fn unavailable(failure: Failure) -> (Answer, Option<Failure>) {
+    (Answer::unavailable(&failure), Some(failure))
+}
+
+pub(super) fn storage_slow() -> Failure {
+    let text = "the device's storage answers too slowly to start an update; try again later";
+    Failure::new("storage-slow", Class::Wait, text)
+}
+
 fn conflict(code: &str, text: &str) -> Answer {
     Answer::conflict(&Failure::new(code, Class::Wait, text))
 }
 
 /// A name that no two updates share: the time and 32 random bits.
-fn new_id() -> String {
+pub(super) fn new_id() -> String {
     let mut random = [0_u8; 4];
     let filled = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut random);
     filled.expect("the kernel has random numbers");

@@ -93,6 +93,29 @@ fn what_was_armed_and_never_started_is_armed_anew_after_a_reboot_only() {
 }
 
 #[test]
+fn a_slot_that_is_gone_back_to_is_armed_again_and_neither_compared_nor_written() {
+    let mut back = written();
+    back.job.request.uri = crate::update::uri::PackageUri::in_slot(Slot::B);
+    let armed = State::Rebooting {
+        written: back.clone(),
+        armed_in: "boot-1".to_owned(),
+    };
+    let booted = BootedFrom {
+        slot: Slot::A,
+        boot_id: "boot-2".to_owned(),
+    };
+    for carries_over in [false, true] {
+        let anew = armed_anew(&armed, &booted, carries_over);
+        assert_eq!(anew, State::Returning(back.clone()));
+        for trial in [false, true] {
+            let resumed = start(&anew, Slot::A, Slot::A, trial);
+            assert_eq!(resumed.state, anew);
+            assert_eq!(resumed.actions, [Action::ArmSlot(back.clone())]);
+        }
+    }
+}
+
+#[test]
 fn a_target_that_runs_unexpectedly_is_never_written() {
     for state in [
         State::Waiting(written().job),
@@ -115,6 +138,7 @@ fn an_armed_slot_that_runs_goes_to_the_health_gate() {
     for state in [
         State::Arming(written()),
         State::CarryingOver(written()),
+        State::Returning(written()),
         rebooting(),
         State::Trial(written()),
     ] {

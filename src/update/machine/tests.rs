@@ -43,6 +43,17 @@ fn failure() -> Failure {
     Failure::new("test", Class::Final, "it failed")
 }
 
+/// Back to what slot b holds.
+fn returning() -> Written {
+    let (mut job, image, content) = (job(), facts(), content());
+    job.request.uri = crate::update::uri::PackageUri::in_slot(Slot::B);
+    Written {
+        job,
+        image,
+        content,
+    }
+}
+
 /// Of a good run, up to its reboot.
 fn up_to_the_reboot() -> Vec<Event> {
     vec![
@@ -61,6 +72,7 @@ fn up_to_the_reboot() -> Vec<Event> {
 fn every_event() -> Vec<Event> {
     let mut events = up_to_the_reboot();
     events.extend([
+        Event::ReturnRequested(returning()),
         Event::CarryOverDue,
         Event::CarriedOver,
         Event::RebootMustWait,
@@ -211,6 +223,13 @@ impl Board {
         match event {
             // The preflight (see `daemon::preflight`) refuses these before the machine hears of them.
             Event::Requested(_) if self.booted == Slot::B || self.trial => return None,
+            // Likewise, and a slot that is not whole.
+            Event::ReturnRequested(_) => {
+                let whole = self.written && self.verified && !self.half_carried;
+                if self.booted == Slot::B || self.trial || !whole {
+                    return None;
+                }
+            }
             Event::Requested(_)
             | Event::Cancelled(_)
             | Event::Approved { .. }
@@ -685,6 +704,7 @@ fn a_second_request_is_busy_in_every_state_but_idle_and_a_late_cancel_is_too_lat
     let late = [
         State::Arming(written.clone()),
         State::CarryingOver(written.clone()),
+        State::Returning(written.clone()),
         State::Rebooting {
             written: written.clone(),
             armed_in: "boot-0".into(),
@@ -753,6 +773,7 @@ fn every_state_survives_the_state_file() {
             },
             ..written.clone()
         }),
+        State::Returning(written.clone()),
         State::Trial(written),
     ] {
         let text = serde_json::to_string(&state).unwrap();
@@ -762,4 +783,22 @@ fn every_state_survives_the_state_file() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn going_back_arms_the_slot_without_writing_it_and_is_given_up_like_an_update() {
+    let now = Timestamp::UNIX_EPOCH;
+    let asked = Event::ReturnRequested(returning());
+    let (state, actions) = step(&State::Idle, asked.clone(), now).unwrap();
+    let [Action::ArmSlot(written)] = &actions[..] else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(written.job.times.applying, Some(now));
+    assert_eq!(state.stage(), Some(Stage::Applying));
+    assert_eq!(step(&state, asked, now), Err(Refused::Busy));
+    let cancelled = Event::Cancelled(failure());
+    assert_eq!(step(&state, cancelled, now), Err(Refused::TooLate));
+    let (state, actions) = step(&state, Event::Failed(failure()), now).unwrap();
+    assert!(matches!(state, State::Abandoning { .. }));
+    assert_eq!(actions, [Action::DisableSlot(Slot::B)]);
 }

@@ -249,7 +249,14 @@ impl Device {
                     .delivered
                     .fetch_add(before - self.outbox.len(), Relaxed);
             }
-            Command::Desired(_) | Command::DesiredPatch { .. } => {}
+            Command::Desired(_)
+            | Command::DesiredPatch { .. }
+            // Only someone on the device asks for these.
+            | Command::InstallFile { .. }
+            | Command::MarkGood { .. }
+            | Command::MarkBad { .. }
+            | Command::GoBack { .. }
+            | Command::Slots { .. } => {}
             Command::Hub(hub) => {
                 if hub.connected && !self.hub.connected {
                     self.tally.connected.fetch_add(1, Relaxed);

@@ -14,26 +14,22 @@ mod state;
 mod trust;
 mod watchdog;
 
-use std::{
-    fs::File,
-    io,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, io, path::PathBuf};
 
 use serde_json::json;
 
 use self::finding::{Finding, Level};
 use super::{
     exit,
-    local::ask_status,
+    local::{DaemonAt, ask_status},
     output::{clean, line},
 };
 use crate::{config::Config, update::failure::Failure};
 
 /// Looks at the device and shows what was found. `wrong` is what is wrong with the configuration, in whose place
 /// `config` are the defaults. Returns the exit code.
-pub(super) async fn run(config: &Config, wrong: Option<&Failure>, socket: &Path, json: bool) -> u8 {
-    let findings = examine(config, wrong, socket).await;
+pub(super) async fn run(config: &Config, wrong: Option<&Failure>, at: &DaemonAt, json: bool) -> u8 {
+    let findings = examine(config, wrong, at).await;
     if json {
         let worst = worst(&findings).word();
         line(json!({"worst": worst, "findings": findings}).to_string());
@@ -43,12 +39,12 @@ pub(super) async fn run(config: &Config, wrong: Option<&Failure>, socket: &Path,
     exit_code(&findings)
 }
 
-async fn examine(config: &Config, wrong: Option<&Failure>, socket: &Path) -> Vec<Finding> {
+async fn examine(config: &Config, wrong: Option<&Failure>, at: &DaemonAt) -> Vec<Finding> {
     let mut findings = vec![match wrong {
         Some(failure) => Finding::failure("configuration", failure),
         None => Finding::ok("configuration", "valid"),
     }];
-    let answer = ask_status(socket).await;
+    let answer = ask_status(at).await;
     findings.extend(service::judge(&answer));
 
     let state = state::gather(config);

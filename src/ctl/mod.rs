@@ -11,6 +11,7 @@ pub mod image;
 pub mod local;
 
 mod output;
+mod pace;
 mod progress;
 mod restore_env;
 
@@ -98,8 +99,8 @@ pub fn main() -> ExitCode {
     let code = match command {
         Command::Local(command) => match for_this_device(file) {
             Ok(config) => {
-                let socket = socket.unwrap_or(config.control.socket);
-                on_runtime(local::run(command, &socket, &config.state.directory))
+                let at = daemon_at(socket, &config);
+                on_runtime(local::run(command, &at, &config.state.directory))
             }
             Err(error) => failed(&error, exit::USAGE),
         },
@@ -109,8 +110,8 @@ pub fn main() -> ExitCode {
                 Err(error) if file.is_some() => return failed(&error, exit::USAGE).into(),
                 Err(error) => (Config::built_in(), Some(Failure::from(&error))),
             };
-            let socket = socket.unwrap_or_else(|| config.control.socket.clone());
-            on_runtime(doctor::run(&config, wrong.as_ref(), &socket, json))
+            let at = daemon_at(socket, &config);
+            on_runtime(doctor::run(&config, wrong.as_ref(), &at, json))
         }
         Command::RestoreEnv(command) => match for_this_device(file) {
             Ok(config) => restore_env::run(&command, &config),
@@ -121,6 +122,14 @@ pub fn main() -> ExitCode {
         Command::Hub(arguments) => on_runtime(hub::run(*arguments)),
     };
     ExitCode::from(code)
+}
+
+/// Where the daemon is, unless a socket was named: then there alone.
+fn daemon_at(socket: Option<PathBuf>, config: &Config) -> local::DaemonAt {
+    local::DaemonAt {
+        bus: socket.is_none() && config.control.bus,
+        socket: socket.unwrap_or_else(|| config.control.socket.clone()),
+    }
 }
 
 /// One thread is plenty for one connection.

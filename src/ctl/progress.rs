@@ -3,13 +3,16 @@
 
 use std::{
     io::{self, IsTerminal as _},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 
-use super::output::{self, clean};
+use super::{
+    output::{self, clean},
+    pace::Pace,
+};
 
 /// A state of an update, as shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,20 +21,33 @@ pub(super) struct View {
     pub(super) word: String,
     /// How much of the present stage is done; `None` when unknown or without meaning.
     pub(super) percent: Option<u8>,
-    /// Sizes.
-    pub(super) amount: Option<String>,
+    /// Bytes done and in all, where they are known and mean something.
+    pub(super) bytes: Option<(u64, u64)>,
     /// What it waits for, or why it failed.
     pub(super) note: Option<String>,
 }
 
 impl View {
+    /// `21.0 MB of 50.0 MB`; `None` while the total is unknown.
+    pub(super) fn amount(&self) -> Option<String> {
+        let (done, total) = self.bytes.filter(|(_, total)| *total > 0)?;
+        Some(format!(
+            "{} of {}",
+            output::bytes(done),
+            output::bytes(total)
+        ))
+    }
+
     /// One line without the time: `downloading        42 %  21.0 MB of 50.0 MB`.
     pub(super) fn line(&self) -> String {
         let percent = self
             .percent
             .map_or_else(String::new, |percent| format!("{percent} %"));
         let mut line = format!("{:<16}  {percent:>5}", clean(&self.word));
-        for more in [&self.amount, &self.note].into_iter().flatten() {
+        for more in [self.amount().as_ref(), self.note.as_ref()]
+            .into_iter()
+            .flatten()
+        {
             line.push_str("  ");
             line.push_str(&clean(more));
         }
@@ -39,14 +55,10 @@ impl View {
     }
 }
 
-/// `21.0 MB of 50.0 MB`; `None` while the total is unknown.
-pub(super) fn amount(done: u64, total: u64) -> Option<String> {
-    (total > 0).then(|| format!("{} of {}", output::bytes(done), output::bytes(total)))
-}
-
 /// Shows each change once.
 pub(super) struct Display {
     bar: ProgressBar,
+    pace: Pace,
     last: Option<View>,
 }
 
@@ -66,7 +78,11 @@ impl Display {
             .expect("the template is valid")
             .progress_chars("=> "),
         );
-        Self { bar, last: None }
+        Self {
+            bar,
+            pace: Pace::default(),
+            last: None,
+        }
     }
 
     /// Whether someone sits before it.
@@ -85,8 +101,10 @@ impl Display {
             .is_some_and(|last| last.word == view.word && last.note == view.note);
         self.bar.set_prefix(clean(&view.word).into_owned());
         self.bar.set_position(view.percent.unwrap_or(0).into());
-        self.bar
-            .set_message(clean(view.amount.as_deref().unwrap_or_default()).into_owned());
+        let pace = view.bytes.filter(|(_, total)| *total > 0);
+        let pace = pace.and_then(|bytes| self.pace.see(&view.word, bytes, Instant::now()));
+        let message: Vec<_> = view.amount().into_iter().chain(pace).collect();
+        self.bar.set_message(message.join("  "));
         if !self.bar.is_hidden() {
             self.bar.enable_steady_tick(Duration::from_millis(200));
         }
@@ -127,7 +145,7 @@ mod tests {
         View {
             word: word.to_owned(),
             percent,
-            amount: None,
+            bytes: None,
             note: note.map(str::to_owned),
         }
     }
@@ -144,14 +162,18 @@ mod tests {
             "applyFailed              boom"
         );
         let with_amount = View {
-            amount: amount(21_000_000, 50_000_000),
+            bytes: Some((21_000_000, 50_000_000)),
             ..view("downloading", Some(42), None)
         };
         assert_eq!(
             with_amount.line(),
             "downloading        42 %  21.0 MB of 50.0 MB"
         );
-        assert_eq!(amount(5, 0), None);
+        let of_unknown_size = View {
+            bytes: Some((5, 0)),
+            ..view("downloading", None, None)
+        };
+        assert_eq!(of_unknown_size.amount(), None);
     }
 
     #[test]

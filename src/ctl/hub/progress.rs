@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use crate::ctl::progress::{View, amount};
+use crate::ctl::progress::View;
 
 /// What a status word means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,11 +96,10 @@ impl Snapshot {
             percent: number("percent")
                 .filter(|_| current && number("bytesTotal") != Some(0))
                 .and_then(|n| u8::try_from(n.min(100)).ok()),
-            amount: amount(
-                number("bytesDone").unwrap_or(0),
-                number("bytesTotal").unwrap_or(0),
-            )
-            .filter(|_| current),
+            bytes: current.then(|| {
+                let number = |name| number(name).unwrap_or(0);
+                (number("bytesDone"), number("bytesTotal"))
+            }),
             note,
         }
     }

@@ -1,28 +1,26 @@
-//! The daemon's control socket, seen from a client.
+//! The daemon, seen from a client: over its control socket or, for whom that is closed, over the system bus.
 
 use std::{
     io,
-    os::unix::net::UnixStream,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use futures_util::{Stream, StreamExt as _};
 
+use super::error::LocalError;
 use crate::{
-    ctl::exit,
-    daemon::control_names::{Answer, InstallRequest, NAME, PATH},
-    update::{
-        failure::{Class, Coded},
-        status::Status,
-        uri::UriError,
-    },
+    daemon::control_names::{Answer, InstallRequest, NAME, PATH, SlotInfo},
+    update::status::{Status, UpdateReport},
 };
 
 /// The daemon answers a call within 1 s; longer than this and it hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// On the bus polkit may ask a person first.
+const BUS_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The daemon's interface; see [`crate::daemon::control_names`].
+/// The daemon's interface; see `docs/reference/d-bus.md`.
 #[zbus::proxy(interface = "org.fwupdated1.Manager", assume_defaults = false)]
 trait Manager {
     /// The JSON of [`Status`].
@@ -30,228 +28,219 @@ trait Manager {
     fn status(&self) -> zbus::Result<String>;
 
     /// An [`InstallRequest`] in, an [`Answer`] out.
+    #[zbus(allow_interactive_auth)]
     fn install(&self, request: &str) -> zbus::Result<String>;
 
+    /// The same without an address, for an open file.
+    #[zbus(allow_interactive_auth)]
+    fn install_file(
+        &self,
+        path: &str,
+        file: zbus::Fd<'_>,
+        signature: &[u8],
+        request: &str,
+    ) -> zbus::Result<String>;
+
     /// An [`Answer`] out.
+    #[zbus(allow_interactive_auth)]
     fn cancel(&self) -> zbus::Result<String>;
 
     /// An [`Answer`] out.
+    #[zbus(allow_interactive_auth)]
     fn approve(&self, update_id: &str, now: bool) -> zbus::Result<String>;
 
     /// An [`Answer`] out.
+    #[zbus(allow_interactive_auth)]
     fn defer(&self, update_id: &str, seconds: u64) -> zbus::Result<String>;
+
+    /// An [`Answer`] out.
+    #[zbus(allow_interactive_auth)]
+    fn rollback(&self) -> zbus::Result<String>;
+
+    /// An [`Answer`] out.
+    #[zbus(allow_interactive_auth)]
+    fn mark_good(&self) -> zbus::Result<String>;
+
+    /// A slot's name in, an [`Answer`] out.
+    #[zbus(allow_interactive_auth)]
+    fn mark_bad(&self, slot: &str) -> zbus::Result<String>;
+
+    /// A list of [`SlotInfo`].
+    fn slots(&self) -> zbus::Result<String>;
+
+    /// A list of [`UpdateReport`].
+    fn history(&self, count: u32) -> zbus::Result<String>;
 }
 
-/// Why the daemon could not be asked.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum LocalError {
-    /// The image's address.
-    #[error(transparent)]
-    Uri(#[from] UriError),
-    /// Nobody listens on the socket.
-    #[error(
-        "the daemon does not run: nothing answers at {}; see `systemctl status fwupdated`, or name its socket with --socket",
-        socket.display()
-    )]
-    NoDaemon {
-        /// The socket.
-        socket: PathBuf,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// The socket is not for this user.
-    #[error("no permission to talk to the daemon at {}; be root or in the group fwupdated", socket.display())]
-    Permission {
-        /// The socket.
-        socket: PathBuf,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// The connection broke, or the daemon did not answer in time.
-    #[error("the daemon at {} gave no answer; see `journalctl -u fwupdated`", socket.display())]
-    NoAnswer {
-        /// The socket.
-        socket: PathBuf,
-        /// What the bus says.
-        source: Box<zbus::Error>,
-    },
-    /// The daemon answered with something else than agreed.
-    #[error("cannot read the daemon's answer; are fwupdated and fwupdatectl of the same version?")]
-    Answer {
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// The state file is there but cannot be read.
-    #[error("the daemon does not run, and its state file {} cannot be read", file.display())]
-    StateFile {
-        /// The file.
-        file: PathBuf,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// The state file makes no sense.
-    #[error("the daemon does not run, and its state file {} is damaged or of another version", file.display())]
-    StateFormat {
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
-}
-
-impl Coded for LocalError {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Uri(error) => error.code(),
-            Self::NoDaemon { .. } => "control-no-daemon",
-            Self::Permission { .. } => "control-permission",
-            Self::NoAnswer { .. } => "control-no-answer",
-            Self::Answer { .. } => "control-answer",
-            Self::StateFile { .. } => "control-state-file",
-            Self::StateFormat { .. } => "control-state-format",
-        }
-    }
-
-    fn class(&self) -> Class {
-        match self {
-            Self::NoDaemon { .. } | Self::NoAnswer { .. } => Class::Retry,
-            Self::Uri(_)
-            | Self::Permission { .. }
-            | Self::Answer { .. }
-            | Self::StateFile { .. }
-            | Self::StateFormat { .. } => Class::Final,
-        }
-    }
-}
-
-impl LocalError {
-    pub(super) fn exit_code(&self) -> u8 {
-        match self {
-            Self::Uri(_) => exit::USAGE,
-            Self::Permission { .. } => exit::REFUSED,
-            _ => exit::UNREACHABLE,
-        }
-    }
+/// Where the daemon is to be found.
+#[derive(Debug, Clone)]
+pub(crate) struct DaemonAt {
+    /// Its control socket.
+    pub(crate) socket: PathBuf,
+    /// Whether the system bus is tried when the socket is closed to this user.
+    pub(crate) bus: bool,
 }
 
 /// A connection to the daemon.
 pub(super) struct Client {
     proxy: ManagerProxy<'static>,
-    socket: PathBuf,
+    at: String,
 }
 
 impl Client {
-    pub(super) async fn connect(socket: &Path) -> Result<Self, LocalError> {
-        let stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => LocalError::Permission {
-                socket: socket.to_owned(),
-                source,
-            },
-            _ => LocalError::NoDaemon {
-                socket: socket.to_owned(),
-                source,
-            },
-        })?;
-        let connect = async {
-            let connection = zbus::connection::Builder::unix_stream(stream)
-                .p2p()
-                .method_timeout(ANSWER_TIMEOUT)
-                .build()
-                .await?;
-            ManagerProxy::builder(&connection)
-                .destination(NAME)
-                .path(PATH)
-                .build()
-                .await
-        };
-        // The handshake has no timeout of its own.
-        let proxy = tokio::time::timeout(ANSWER_TIMEOUT, connect)
-            .await
-            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
-            .map_err(|error| no_answer(socket, error))?;
-        Ok(Self {
-            proxy,
-            socket: socket.to_owned(),
-        })
+    pub(super) async fn connect(at: &DaemonAt) -> Result<Self, LocalError> {
+        let socket = at.socket.clone();
+        match UnixStream::connect(&socket) {
+            Ok(stream) => {
+                let builder = zbus::connection::Builder::unix_stream(stream).p2p();
+                let proxy = proxy(builder.method_timeout(ANSWER_TIMEOUT)).await;
+                let at = socket.display().to_string();
+                match proxy {
+                    Ok(proxy) => Ok(Self { proxy, at }),
+                    Err(error) => Err(LocalError::no_answer(&at, error)),
+                }
+            }
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                match on_the_bus(at).await {
+                    Some(found) => found,
+                    None => Err(LocalError::Permission { socket, source }),
+                }
+            }
+            Err(source) => Err(LocalError::NoDaemon { socket, source }),
+        }
     }
 
     pub(super) async fn status(&self) -> Result<Status, LocalError> {
-        read(
-            self.proxy
-                .status()
-                .await
-                .map_err(|error| self.no_answer(error))?,
-        )
+        self.read(self.proxy.status().await)
     }
 
     pub(super) async fn install(&self, request: &InstallRequest) -> Result<Answer, LocalError> {
-        let request =
-            serde_json::to_string(request).map_err(|source| LocalError::Answer { source })?;
-        read(
-            self.proxy
-                .install(&request)
-                .await
-                .map_err(|error| self.no_answer(error))?,
-        )
+        let request = document(request)?.to_string();
+        self.read(self.proxy.install(&request).await)
+    }
+
+    /// Starts an update from `file`, which was opened at the absolute `path` (the address in `request` does not count).
+    pub(super) async fn install_file(
+        &self,
+        path: &Path,
+        file: &OwnedFd,
+        signature: &[u8],
+        request: &InstallRequest,
+    ) -> Result<Answer, LocalError> {
+        let mut request = document(request)?;
+        if let Some(members) = request.as_object_mut() {
+            members.remove("fwPackageUri");
+        }
+        let (path, request) = (path.to_string_lossy(), request.to_string());
+        let answer = self
+            .proxy
+            .install_file(&path, zbus::Fd::from(file), signature, &request);
+        self.read(answer.await)
     }
 
     pub(super) async fn cancel(&self) -> Result<Answer, LocalError> {
-        read(
-            self.proxy
-                .cancel()
-                .await
-                .map_err(|error| self.no_answer(error))?,
-        )
+        self.read(self.proxy.cancel().await)
     }
 
     pub(super) async fn approve(&self, id: Option<&str>, now: bool) -> Result<Answer, LocalError> {
-        read(
-            self.proxy
-                .approve(id.unwrap_or_default(), now)
-                .await
-                .map_err(|error| self.no_answer(error))?,
-        )
+        self.read(self.proxy.approve(id.unwrap_or_default(), now).await)
     }
 
     pub(super) async fn defer(&self, id: Option<&str>, by: Duration) -> Result<Answer, LocalError> {
-        read(
-            self.proxy
-                .defer(id.unwrap_or_default(), by.as_secs())
-                .await
-                .map_err(|error| self.no_answer(error))?,
-        )
+        let id = id.unwrap_or_default();
+        self.read(self.proxy.defer(id, by.as_secs()).await)
     }
 
-    /// The present status, then each change. Ends with the connection.
+    pub(super) async fn rollback(&self) -> Result<Answer, LocalError> {
+        self.read(self.proxy.rollback().await)
+    }
+
+    pub(super) async fn mark_good(&self) -> Result<Answer, LocalError> {
+        self.read(self.proxy.mark_good().await)
+    }
+
+    pub(super) async fn mark_bad(&self, slot: &str) -> Result<Answer, LocalError> {
+        self.read(self.proxy.mark_bad(slot).await)
+    }
+
+    pub(super) async fn slots(&self) -> Result<Vec<SlotInfo>, LocalError> {
+        self.read(self.proxy.slots().await)
+    }
+
+    pub(super) async fn history(&self, count: u32) -> Result<Vec<UpdateReport>, LocalError> {
+        self.read(self.proxy.history(count).await)
+    }
+
+    /// The present status, then each change. Ends when the daemon goes away.
     pub(super) async fn changes(&self) -> impl Stream<Item = Result<Status, LocalError>> + Unpin {
-        let socket = self.socket.clone();
+        let at = self.at.clone();
         let connection = self.proxy.inner().connection().clone();
+        let owners = match connection.is_bus() {
+            true => self.proxy.inner().receive_owner_changed().await.ok(),
+            false => None,
+        };
+        // The stream of a property ends neither with its connection nor with the daemon by itself.
+        let gone = async move {
+            match owners {
+                None => connection.closed().await,
+                Some(mut owners) => while let Some(Some(_)) = owners.next().await {},
+            }
+        };
         let changes = self.proxy.receive_status_changed().await;
         let changes = changes.then(move |change| {
-            let socket = socket.clone();
+            let at = at.clone();
             async move {
-                read(
-                    change
-                        .get()
-                        .await
-                        .map_err(|error| no_answer(&socket, error))?,
-                )
+                let text = change.get().await;
+                read(text.map_err(|error| LocalError::no_answer(&at, error))?)
             }
         });
-        // The stream of a property does not end with its connection by itself.
-        Box::pin(changes.take_until(async move { connection.closed().await }))
+        Box::pin(changes.take_until(Box::pin(gone)))
     }
 
-    fn no_answer(&self, error: zbus::Error) -> LocalError {
-        no_answer(&self.socket, error)
+    fn read<T: serde::de::DeserializeOwned>(
+        &self,
+        answer: zbus::Result<String>,
+    ) -> Result<T, LocalError> {
+        read(answer.map_err(|error| LocalError::no_answer(&self.at, error))?)
     }
 }
 
-fn no_answer(socket: &Path, error: zbus::Error) -> LocalError {
-    LocalError::NoAnswer {
-        socket: socket.to_owned(),
-        source: Box::new(error),
+/// The daemon on the system bus; `None` when there is no such way.
+async fn on_the_bus(at: &DaemonAt) -> Option<Result<Client, LocalError>> {
+    if !at.bus {
+        return None;
     }
+    let proxy = proxy(zbus::connection::Builder::system().method_timeout(BUS_TIMEOUT)).await;
+    let proxy = proxy.ok()?;
+    let bus = zbus::fdo::DBusProxy::new(proxy.inner().connection())
+        .await
+        .ok()?;
+    let name = zbus::names::BusName::try_from(NAME).expect("a constant name");
+    let at = format!("{NAME} on the system bus");
+    // Not there: it does not run, or keeps off the bus.
+    bus.name_has_owner(name)
+        .await
+        .ok()?
+        .then_some(Ok(Client { proxy, at }))
+}
+
+async fn proxy(builder: zbus::connection::Builder<'_>) -> zbus::Result<ManagerProxy<'static>> {
+    let connect = async {
+        let connection = builder.build().await?;
+        ManagerProxy::builder(&connection)
+            .destination(NAME)
+            .path(PATH)
+            .build()
+            .await
+    };
+    // The handshake has no timeout of its own.
+    tokio::time::timeout(ANSWER_TIMEOUT, connect)
+        .await
+        .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+}
+
+fn document(request: &InstallRequest) -> Result<serde_json::Value, LocalError> {
+    serde_json::to_value(request).map_err(|source| LocalError::Answer { source })
 }
 
 fn read<T: serde::de::DeserializeOwned>(text: String) -> Result<T, LocalError> {

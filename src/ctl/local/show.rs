@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::{
     ctl::{
         output::{self, bytes, clean, table},
-        progress::{View, amount},
+        progress::View,
     },
     update::{
         failure::{Class, Failure},
@@ -128,7 +128,7 @@ fn hub(hub: &HubStatus) -> String {
     text
 }
 
-fn slot_state(state: SlotState) -> &'static str {
+pub(super) fn slot_state(state: SlotState) -> &'static str {
     match state {
         SlotState::Unknown => "unknown",
         SlotState::Good => "good",
@@ -171,7 +171,10 @@ fn update(update: &UpdateReport) -> Vec<String> {
     if let Some(percent) = view.percent {
         let _ = write!(stage, "  [{}] {percent} %", bar(percent));
     }
-    for more in [&view.amount, &update.detail].into_iter().flatten() {
+    for more in [view.amount().as_ref(), update.detail.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         let _ = write!(stage, "  {more}");
     }
     say("Stage", stage);
@@ -235,7 +238,7 @@ pub(super) fn view(update: &UpdateReport) -> View {
     View {
         word: stage(update.stage).to_owned(),
         percent: known.then(|| update.progress.percent()),
-        amount: amount(update.progress.bytes_done, update.progress.bytes_total).filter(|_| known),
+        bytes: known.then_some((update.progress.bytes_done, update.progress.bytes_total)),
         note: update
             .error
             .as_ref()

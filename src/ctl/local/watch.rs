@@ -1,13 +1,14 @@
 //! Following an update over the control socket until it has ended, across restarts of the daemon.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    client::{Client, LocalError},
+    client::{Client, DaemonAt},
+    error::LocalError,
     show,
 };
 use crate::{
@@ -24,7 +25,7 @@ const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Shows each change of the update `id` (`None`: the one there is) until it has ended. Returns the exit
 /// code for its end.
 pub(super) async fn watch(
-    socket: &Path,
+    at: &DaemonAt,
     id: Option<String>,
     json: bool,
     timeout: Option<Duration>,
@@ -36,7 +37,7 @@ pub(super) async fn watch(
     };
     let mut display = Display::new();
     // Without a daemon at the start there is nothing to watch; one that goes away may be restarting.
-    let mut client = Client::connect(socket).await?;
+    let mut client = Client::connect(at).await?;
     loop {
         let mut changes = client.changes().await;
         loop {
@@ -73,9 +74,9 @@ pub(super) async fn watch(
             if Instant::now() >= deadline {
                 return Ok(out_of_time(&display));
             }
-            match Client::connect(socket).await {
+            match Client::connect(at).await {
                 Ok(client) => break client,
-                Err(error @ LocalError::Permission { .. }) => return Err(error),
+                // Also without permission: the socket is there before the name on the bus, which let us in before.
                 Err(_) => sleep(RECONNECT_PAUSE).await,
             }
         };

@@ -38,6 +38,10 @@ impl Updater {
                 let (target, version) = (prepared.job.target, prepared.image.version.clone());
                 self.saved.set_slot(target, SlotState::Writing, version);
             }
+            if let State::Verifying(_) = self.saved.machine {
+                // Everything is in the slot: whoever has the file on a stick may take it out.
+                self.actions.file(None);
+            }
             if let Some(finished) = &finished {
                 self.finish(finished);
             } else if let Some(event) = event(&self.saved.machine)

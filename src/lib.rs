@@ -10,6 +10,7 @@
 //! | who is logged in and what inhibits a reboot is asked, users are warned | [`platform::logind`] |
 //! | **the boot slot is changed** | [`platform::uboot_env`], or [`platform::tryboot`] |
 //! | the image is downloaded | [`platform::fetch`] |
+//! | the image is read from a file of the device | [`platform::local_file`] |
 //! | the hub is spoken to (MQTT) | [`hub::session`] |
 //! | state becomes durable | [`platform::state_file`] |
 //! | the device reboots | [`platform::reboot`] |

@@ -80,6 +80,7 @@ if [ "$what" = --tests ]; then
     need tar tar
     need dbus-daemon dbus
     need systemd-analyze systemd
+    need busctl systemd
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     need node nodejs

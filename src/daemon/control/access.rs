@@ -6,6 +6,7 @@
 use std::{collections::HashMap, ffi::CString};
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use tokio::sync::Semaphore;
 use tracing::info;
 use zbus::{Connection, Variant, fdo, message::Flags, message::Header};
 
@@ -16,6 +17,8 @@ use crate::update::{
 
 /// The group whose members may act; the package makes it.
 const GROUP: &str = "fwupdated";
+/// One at a time, so that callers who are refused cannot take the threads that the updater needs.
+static LOOKUPS: Semaphore = Semaphore::const_new(1);
 /// CheckAuthorization's flag that lets polkit ask someone.
 const ALLOW_USER_INTERACTION: u32 = 1;
 
@@ -116,6 +119,7 @@ async fn is_member(uid: u32) -> bool {
         let groups = getgrouplist(&name, user.gid).ok()?;
         Some(groups.contains(&group))
     };
+    let _turn = LOOKUPS.acquire().await;
     // Where the databases are may be far away (LDAP): not on a thread that others need.
     tokio::task::spawn_blocking(look)
         .await

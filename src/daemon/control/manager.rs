@@ -6,7 +6,7 @@
 
 use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use zbus::{Connection, fdo, interface, message::Header};
 
 use super::access::{Access, Action};
@@ -29,6 +29,10 @@ use crate::{
 
 /// Most of a detached signature's bytes that a caller may hand over; longer ones are none.
 const SIGNATURE_LIMIT: usize = crate::image::DetachedSignatures::MAX_LEN;
+
+/// What costs the updater or a thread something, and everyone may ask on the bus, is answered one at a time: however
+/// many ask, whoever else waits for the updater waits for one of them at most.
+static READS: Semaphore = Semaphore::const_new(1);
 
 /// The object. Cheap to clone: one for each connection.
 #[derive(Clone)]
@@ -258,6 +262,7 @@ impl Manager {
 
     /// Both slots, as a JSON list: slot, running, confirmed, triesLeft, state, version, device, size, installed.
     async fn slots(&self) -> fdo::Result<String> {
+        let _turn = READS.acquire().await;
         let (reply, slots) = oneshot::channel();
         // Either end is gone only while the daemon stops.
         let _ = self.commands.send(Command::Slots { reply }).await;
@@ -269,6 +274,7 @@ impl Manager {
 
     /// The last updates, at most so many, newest first, as a JSON list of what "update" is in the status document.
     async fn history(&self, count: u32) -> fdo::Result<String> {
+        let _turn = READS.acquire().await;
         let store = self.store.clone();
         let read = tokio::task::spawn_blocking(move || store.history(count as usize)).await;
         match read {

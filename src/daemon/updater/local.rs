@@ -1,6 +1,6 @@
 //! What someone on the device may ask of the updater and nobody else: to judge a slot by hand, and to go back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tracing::info;
 
@@ -28,6 +28,9 @@ use crate::{
         uri::PackageUri,
     },
 };
+
+/// Longest look at slots and bootloader for those who only ask: the updater does nothing else meanwhile.
+const LOOK_LIMIT: Duration = Duration::from_millis(200);
 
 impl Updater {
     /// Confirms the trial boot under way, without waiting for its health.
@@ -196,7 +199,7 @@ impl Updater {
     pub(super) async fn slots(&self) -> Vec<SlotInfo> {
         let board = self.board.as_ref().ok().cloned();
         let look = move || Ok::<_, Failure>(board.map(|board| Seen::look(&board)));
-        let seen = tokio::time::timeout(PREFLIGHT_LIMIT, blocking(look)).await;
+        let seen = tokio::time::timeout(LOOK_LIMIT, blocking(look)).await;
         let seen = seen.ok().and_then(Result::ok).flatten();
         let shown = self.saved.slot_statuses();
         let info = |slot| {

@@ -539,6 +539,63 @@ async fn users_are_warned_before_the_reboot_and_can_put_it_off_until_then() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn going_back_waits_for_nothing_but_is_refused_while_a_program_inhibits_the_reboot_and_users_hear_of_it()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path()).await;
+    let bus = Bus::start(dir.path());
+    let policy = [
+        ("APPROVAL", "required"),
+        ("REBOOT", "manual"),
+        ("REBOOT_NOTICE", "15m"),
+        ("MAX_INHIBIT", "1h"),
+    ];
+    let mut device = device(&rig, dir.path(), &policy);
+    let (logind, _connection) = with_logind(&mut device, &bus).await;
+    device.boot();
+    device.until_connected(&rig).await;
+    let image = image(&rig);
+    let payload = json!({"fwPackageUri": rig.serve(&image), "updateId": "u1", "force": true});
+    assert_eq!(rig.invoke(payload).await.0, 200);
+    assert_complete(&device.until_final(&rig, "u1").await, &device);
+
+    {
+        let mut seen = logind.0.lock().unwrap();
+        seen.is_user_there = true;
+        seen.inhibitors = vec![("recorder", "a recording runs")];
+    }
+    let go_back = |device: &Device| {
+        let said = granted(device, &["rollback"]);
+        said.trim().rsplit_once("update ").unwrap().1.to_owned()
+    };
+    let id = go_back(&device);
+    let section = device.until_final(&rig, &id).await;
+    assert_eq!(section["status"], "applyFailed", "{section:#}");
+    assert_eq!(section["error"]["code"], "reboot-inhibited");
+    let said = section["error"].to_string();
+    assert!(said.contains("recorder (a recording runs)"), "{said}");
+    assert_eq!(device.running(), Slot::B);
+    assert_eq!(device.variable("fwupdated_trial"), None, "{}", device.log());
+    assert!(
+        logind.0.lock().unwrap().told.is_empty(),
+        "nobody is warned in vain"
+    );
+
+    logind.0.lock().unwrap().inhibitors.clear();
+    let id = go_back(&device);
+    let section = device.until_final(&rig, &id).await;
+    assert_eq!(section["status"], "applyComplete", "{section:#}");
+    assert_eq!(device.running(), Slot::A);
+    let told = logind.0.lock().unwrap().told.clone();
+    assert!(told[0].contains("goes back to 1.0.0"), "{told:?}");
+    assert_eq!(
+        told[1..],
+        ["dry-reboot"],
+        "nothing that would reboot by itself"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_waits_can_be_cancelled_and_leaves_the_old_slot_alone() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(dir.path()).await;

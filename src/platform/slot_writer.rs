@@ -175,6 +175,10 @@ impl SlotWriter {
     /// is written), `slot-too-small` past the end, and what [`SlotWriter::write_at`] may say.
     pub fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), SlotWriteError> {
         self.check_usable(offset, buf.len() as u64)?;
+        // Before the head is looked for: the first write of all takes it off the medium.
+        if self.gather.overlaps(offset, buf.len() as u64) {
+            self.poisoning(Self::flush)?;
+        }
         let (in_head, rest) = match &self.head {
             Head::InPlace => buf.split_at_mut(0),
             Head::Held(head) => {
@@ -186,9 +190,6 @@ impl SlotWriter {
             }
         };
         let mut offset = offset + in_head.len() as u64;
-        if self.gather.overlaps(offset, rest.len() as u64) {
-            self.poisoning(Self::flush)?;
-        }
         let block = self.slot.medium.block();
         for part in rest.chunks_mut(REQUEST_BYTES - 2 * BUFFER_ALIGN) {
             let start = floor(offset, block);

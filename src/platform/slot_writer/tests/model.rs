@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{
-    super::{Neighbours, SlotPart, SlotSet},
+    super::{HEAD_BYTES, Neighbours, SlotPart, SlotSet},
     disk::FakeDisk,
     pattern,
 };
@@ -50,6 +50,20 @@ fn range(place: f64, length: usize, size: usize) -> std::ops::Range<usize> {
         start
     };
     start..size.min(start + length)
+}
+
+#[test]
+fn a_read_over_the_end_of_the_head_is_right_although_the_first_write_of_all_still_waits_behind_it()
+{
+    let head = usize::try_from(HEAD_BYTES).unwrap();
+    let mut model = pattern(21, 2 * head);
+    let mut writer = FakeDisk::new(&model, 1).writer();
+    let bytes = pattern(100, 3822);
+    writer.write_at(HEAD_BYTES, &bytes).unwrap();
+    model[head..head + bytes.len()].copy_from_slice(&bytes);
+    let mut found = vec![0; 2000];
+    writer.read_at(HEAD_BYTES - 1000, &mut found).unwrap();
+    assert!(found == model[head - 1000..head + 1000]);
 }
 
 proptest! {

@@ -1,8 +1,8 @@
 //! The local interface: D-Bus, peer to peer on the Unix socket `control.socket` and, where there is one, on the system
-//! bus. Both serve the same object ([`manager`]; names in [`super::control_names`]).
+//! bus. Both serve the same object (`manager`; names in [`super::control_names`]).
 //!
 //! Who may use the socket is the file system's business: it belongs to root and the group that the package makes,
-//! nobody else can open it. On the bus anyone may read, and who may act is decided call by call ([`access`]).
+//! nobody else can open it. On the bus anyone may read, and who may act is decided call by call (`access`).
 
 mod access;
 mod bus;

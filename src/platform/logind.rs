@@ -3,7 +3,7 @@
 //!
 //! The warning is a shutdown scheduled as a rehearsal (`dry-reboot`): logind writes on every terminal when it will be, again
 //! and again, and then does nothing. So a daemon that dies meanwhile leaves no reboot behind. An answer is waited for no
-//! longer than [`LIMIT`].
+//! longer than `LIMIT`.
 
 use std::time::Duration;
 
@@ -104,7 +104,7 @@ pub struct Inhibitor {
 /// The users who are logged in, each once, in order.
 ///
 /// # Errors
-/// logind cannot be asked, or does not answer within [`LIMIT`].
+/// logind cannot be asked, or does not answer within `LIMIT`.
 pub async fn users() -> Result<Vec<String>, LogindError> {
     within(LIMIT, "the users who are logged in", async {
         users_on(&zbus::Connection::system().await?).await
@@ -115,7 +115,7 @@ pub async fn users() -> Result<Vec<String>, LogindError> {
 /// The programs that inhibit a reboot.
 ///
 /// # Errors
-/// logind cannot be asked, or does not answer within [`LIMIT`].
+/// logind cannot be asked, or does not answer within `LIMIT`.
 pub async fn inhibitors() -> Result<Vec<Inhibitor>, LogindError> {
     within(LIMIT, "inhibitors", async {
         inhibitors_on(&zbus::Connection::system().await?).await
@@ -127,7 +127,7 @@ pub async fn inhibitors() -> Result<Vec<Inhibitor>, LogindError> {
 /// stays, and says enough.
 ///
 /// # Errors
-/// logind cannot be asked, or does not answer within [`LIMIT`].
+/// logind cannot be asked, or does not answer within `LIMIT`.
 pub async fn warn_users(message: &str, at: Timestamp) -> Result<(), LogindError> {
     within(LIMIT, "a warning of its users", async {
         warn_on(&zbus::Connection::system().await?, message, at).await
@@ -138,7 +138,7 @@ pub async fn warn_users(message: &str, at: Timestamp) -> Result<(), LogindError>
 /// Takes the warning of a reboot at `at` back.
 ///
 /// # Errors
-/// logind cannot be asked, or does not answer within [`LIMIT`].
+/// logind cannot be asked, or does not answer within `LIMIT`.
 pub async fn withdraw_warning(at: Timestamp) -> Result<(), LogindError> {
     within(LIMIT, "the end of the warning", async {
         withdraw_on(&zbus::Connection::system().await?, at).await

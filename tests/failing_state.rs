@@ -18,9 +18,14 @@ async fn device() -> (Rig, Device, TempDir) {
     (rig, device, dir)
 }
 
-/// Lets the next saves fail: a folder stands where the new document is written first.
+/// Lets the next saves fail: a folder stands where the new document is written first. A save that is under way ends
+/// before.
 fn break_saves(device: &Device) {
-    fs::create_dir(device.dir.join("state/state.new")).unwrap();
+    let place = device.dir.join("state/state.new");
+    while let Err(error) = fs::create_dir(&place) {
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists, "{error}");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 fn mend_saves(device: &Device) {

@@ -84,6 +84,8 @@ fn an_address_with_a_mistake_is_not_repeated_with_its_secrets() {
     for arguments in [
         &["install", "ftp://store/x?sig=SECRET"][..],
         &["install", "//user:SECRET@x"],
+        &["install", "https//store/x?sig=SECRET"],
+        &["install", "user:SECRET@store/x"],
         &[
             "hub",
             "--connection-string",

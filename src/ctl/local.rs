@@ -144,8 +144,11 @@ pub(super) enum ImageArgument {
 
 impl From<&str> for ImageArgument {
     fn from(text: &str) -> Self {
-        let is_address = ["http:", "https:"].iter().any(|it| text.starts_with(it));
-        match is_address || text.contains("://") {
+        let begins = ["http:", "https:", "//"];
+        let is_address = text.contains("://") || begins.iter().any(|it| text.starts_with(it));
+        // What may hold a secret and names no file is more likely a mistyped address, which must not be repeated.
+        let is_suspect = || text.contains(['?', '@']) && !Path::new(text).exists();
+        match is_address || is_suspect() {
             true => Self::At(text.into()),
             false => Self::In(text.into()),
         }

@@ -88,6 +88,12 @@ fn the_newcomer_s_path_leads_to_an_update() {
             // A person reads the page meanwhile.
             type_line("until [ -s hub.json ]; do sleep 0.1; done");
         }
+        if command.contains("practice-board device") {
+            type_line(
+                "until fwupdatectl --socket device/control status --json 2>/dev/null | \
+                 jq -e '(.status // .).hub.connected' >/dev/null; do sleep 0.1; done",
+            );
+        }
     }
     type_line("fwupdatectl --socket device/control status --json; echo THE END; exit");
     let mut seen = Vec::new();

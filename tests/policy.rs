@@ -13,7 +13,7 @@ use std::{
     path::Path,
     process::Output,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fwupdated::update::slot::Slot;
@@ -70,7 +70,16 @@ fn local(device: &Device, arguments: &[&str]) -> Output {
         .args(arguments)
         .arg("--socket")
         .arg(device.dir.join("control"));
-    command.output().unwrap()
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let output = command.output().unwrap();
+        // What the twin says may be from before the restart of a daemon that does not listen yet.
+        let listens = !String::from_utf8_lossy(&output.stderr).contains("[control-no-daemon]");
+        if listens || Instant::now() > until {
+            return output;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Runs a command that is granted; gives its words.

@@ -1,22 +1,21 @@
 //! How fast an update goes and how long its stage still takes, by what was seen of it. Pure: times are passed in.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use super::output::bytes;
+use crate::update::pace;
 
-/// The speed is that of the last so long: steady enough to read, soon enough to tell of a change.
+/// Steady enough to read, soon enough to tell of a change.
 const WINDOW: Duration = Duration::from_secs(15);
-/// Over less than this it would be chance.
-const LEAST: Duration = Duration::from_secs(1);
 
 /// What was seen of one stage.
-#[derive(Debug, Default)]
-pub(super) struct Pace {
-    stage: String,
-    seen: VecDeque<(Instant, u64)>,
+#[derive(Debug)]
+pub(super) struct Pace(pace::Pace<String>);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(pace::Pace::over(WINDOW))
+    }
 }
 
 impl Pace {
@@ -26,27 +25,11 @@ impl Pace {
         &mut self,
         stage: &str,
         (done, total): (u64, u64),
-        now: Instant,
+        now: Duration,
     ) -> Option<String> {
-        let backwards = self.seen.back().is_some_and(|(_, before)| done < *before);
-        if stage != self.stage || backwards {
-            stage.clone_into(&mut self.stage);
-            self.seen.clear();
-        }
-        self.seen.push_back((now, done));
-        // The one before the window begins is its beginning.
-        while (self.seen.get(1)).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW) {
-            self.seen.pop_front();
-        }
-        let (since, before) = *self.seen.front()?;
-        let took = now.duration_since(since);
-        if took < LEAST {
-            return None;
-        }
-        let a_second = u128::from(done - before) * 1000 / took.as_millis();
-        let speed = format!("{}/s", bytes(u64::try_from(a_second).unwrap_or(u64::MAX)));
-        let left = u128::from(total.saturating_sub(done)).checked_div(a_second);
-        Some(match left {
+        let a_second = self.0.see(stage.to_owned(), done, now)?;
+        let speed = format!("{}/s", bytes(a_second));
+        Some(match total.saturating_sub(done).checked_div(a_second) {
             Some(left) => format!("{speed}, {} left", spoken(left)),
             None => speed,
         })
@@ -54,7 +37,7 @@ impl Pace {
 }
 
 /// `45 s`, `1 min 20 s`, `2 h 5 min`.
-fn spoken(seconds: u128) -> String {
+fn spoken(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
         60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
@@ -70,10 +53,9 @@ mod tests {
 
     #[test]
     fn speed_and_time_left_follow_the_last_seconds() {
-        let start = Instant::now();
         let mut pace = Pace::default();
         let mut at = |seconds: u64, done: u64| {
-            let now = start + Duration::from_secs(seconds);
+            let now = Duration::from_secs(seconds);
             pace.see("downloading", (done * MB, 300 * MB), now)
         };
         assert_eq!(at(0, 0), None);
@@ -86,10 +68,9 @@ mod tests {
 
     #[test]
     fn another_stage_or_a_new_beginning_is_measured_anew() {
-        let start = Instant::now();
         let mut pace = Pace::default();
         let mut at = |seconds: u64, stage: &str, done: u64| {
-            let now = start + Duration::from_secs(seconds);
+            let now = Duration::from_secs(seconds);
             pace.see(stage, (done, 100), now)
         };
         at(0, "downloading", 0);

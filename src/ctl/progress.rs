@@ -58,6 +58,7 @@ impl View {
 /// Shows each change once.
 pub(super) struct Display {
     bar: ProgressBar,
+    began: Instant,
     pace: Pace,
     last: Option<View>,
 }
@@ -80,6 +81,7 @@ impl Display {
         );
         Self {
             bar,
+            began: Instant::now(),
             pace: Pace::default(),
             last: None,
         }
@@ -102,7 +104,7 @@ impl Display {
         self.bar.set_prefix(clean(&view.word).into_owned());
         self.bar.set_position(view.percent.unwrap_or(0).into());
         let pace = view.bytes.filter(|(_, total)| *total > 0);
-        let pace = pace.and_then(|bytes| self.pace.see(&view.word, bytes, Instant::now()));
+        let pace = pace.and_then(|bytes| self.pace.see(&view.word, bytes, self.began.elapsed()));
         let message: Vec<_> = view.amount().into_iter().chain(pace).collect();
         self.bar.set_message(message.join("  "));
         if !self.bar.is_hidden() {

@@ -1,20 +1,23 @@
 //! How fast an update goes, for `STATUS=`: image bytes a second over the last moments. Pure; the time is passed in.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
-use crate::update::status::{Stage, UpdateReport};
+use crate::update::{
+    pace,
+    status::{Stage, UpdateReport},
+};
 
-/// Over how long the pace is taken: long enough for a steady figure, short enough to show a stall.
+/// Long enough for a steady figure, short enough to show a stall.
 const WINDOW: Duration = Duration::from_secs(10);
-/// A shorter time says nothing.
-const LEAST: Duration = Duration::from_secs(1);
 
 /// What was seen of one stage of one update.
-#[derive(Debug, Default)]
-pub struct Pace {
-    of: Option<(String, Stage)>,
-    /// When, and the bytes done by then; the oldest is at the window's edge.
-    seen: VecDeque<(Duration, u64)>,
+#[derive(Debug)]
+pub struct Pace(pace::Pace<(String, Stage)>);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(pace::Pace::over(WINDOW))
+    }
 }
 
 impl Pace {
@@ -25,21 +28,8 @@ impl Pace {
         let update = update.filter(|update| {
             matches!(update.stage, Stage::Downloading | Stage::DownloadComplete)
         })?;
-        let done = update.progress.bytes_done;
-        let of = Some((update.id.clone(), update.stage));
-        // An update that begins anew counts from nothing.
-        if self.of != of || self.seen.back().is_some_and(|(_, last)| *last > done) {
-            self.of = of;
-            self.seen.clear();
-        }
-        self.seen.push_back((now, done));
-        while self.seen.get(1).is_some_and(|(at, _)| *at + WINDOW <= now) {
-            self.seen.pop_front();
-        }
-        let (at, was) = *self.seen.front()?;
-        let passed = now.checked_sub(at).filter(|passed| *passed >= LEAST)?;
-        let rate = u128::from(done - was) * 1000 / passed.as_millis();
-        u64::try_from(rate).ok()
+        let of = (update.id.clone(), update.stage);
+        self.0.see(of, update.progress.bytes_done, now)
     }
 }
 

@@ -27,11 +27,9 @@ use super::{
 };
 use crate::{
     daemon::control_names::{Answer, InstallRequest, WhichSlot},
+    image::DetachedSignatures,
     update::{digest::Sha256, failure::Failure, status::Status, uri::PackageUri},
 };
-
-/// What the name of a detached signature's file ends with.
-const SIGNATURE_SUFFIX: &str = ".minisig";
 
 /// What can be asked of the daemon.
 #[derive(Debug, Subcommand)]
@@ -311,7 +309,7 @@ async fn install_file(
     }
     let file = File::open(path).map_err(failed)?;
     let path = path.canonicalize().map_err(failed)?;
-    let beside = PathBuf::from(format!("{}{SIGNATURE_SUFFIX}", path.display()));
+    let beside = DetachedSignatures::beside(&path);
     let signature = match std::fs::read(&beside) {
         Ok(signature) => signature,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),

@@ -27,6 +27,7 @@ use tracing::Instrument as _;
 use self::local::Portion;
 use super::meter::{Cancel, Meter, stopped};
 use crate::{
+    image::DetachedSignatures,
     platform::{
         fetch::{ByteRange, Download, Fetcher, Validator},
         local_file::LocalFile,
@@ -221,7 +222,7 @@ impl Source {
         if let Some(file) = &self.file {
             return Ok(file.signature().map(<[u8]>::to_vec));
         }
-        let uri = line.uri.beside(".minisig");
+        let uri = line.uri.beside(DetachedSignatures::SUFFIX);
         self.runtime.block_on(async {
             tokio::select! {
                 file = line.fetcher.get_small(&uri, limit) => file.map_err(|error| Failure::from(&error)),

@@ -351,6 +351,16 @@ pub struct DetachedSignatures(Vec<(Signature, minisign_verify::Signature)>);
 impl DetachedSignatures {
     /// Longest file that makes sense, in bytes: callers need not fetch more.
     pub const MAX_LEN: usize = 16 * 1024;
+    /// What the name of the file ends with that has them, after the whole name of the image's.
+    pub const SUFFIX: &str = ".minisig";
+
+    /// The file that has those of the image at `path`.
+    #[must_use]
+    pub fn beside(path: &Path) -> PathBuf {
+        let mut name = path.as_os_str().to_owned();
+        name.push(Self::SUFFIX);
+        name.into()
+    }
 
     /// Takes the content of the file.
     ///

@@ -19,10 +19,10 @@ use nix::{
     sys::stat::Mode,
 };
 
-use crate::update::failure::{Class, Coded};
-
-/// What the name of a detached signature's file ends with.
-const SIGNATURE: &str = ".minisig";
+use crate::{
+    image::DetachedSignatures,
+    update::failure::{Class, Coded},
+};
 
 /// Why a file cannot be installed from.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +94,7 @@ impl LocalFile {
                 source,
             })
         };
-        let beside = PathBuf::from(format!("{}{SIGNATURE}", path.display()));
+        let beside = DetachedSignatures::beside(path);
         let signature = match open(&beside).and_then(|fd| Self::regular(&beside, fd)) {
             Ok((file, _)) => {
                 let mut signature = Vec::new();

@@ -133,11 +133,7 @@ fn signatures_of(path: &Path) -> Result<DetachedSignatures, CommandError> {
 
 /// Where the signatures of a plain image are; nowhere for standard input.
 fn beside(path: &Path) -> Option<PathBuf> {
-    (path != Path::new("-")).then(|| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".minisig");
-        PathBuf::from(name)
-    })
+    (path != Path::new("-")).then(|| DetachedSignatures::beside(path))
 }
 
 fn size_of(path: &Path) -> Option<u64> {

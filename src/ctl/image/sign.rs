@@ -4,11 +4,12 @@
 use std::{
     fs::{self, File},
     io::{Read, Seek, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use crate::image::{
-    self, Header, ImageError, ImageKind, ManifestFrame, Signature, SigningKey, plain::DETECT_LEN,
+    self, DetachedSignatures, Header, ImageError, ImageKind, ManifestFrame, Signature, SigningKey,
+    plain::DETECT_LEN,
 };
 
 use super::{CommandError, SignArgs, build, keys, output::Output, print};
@@ -104,9 +105,7 @@ fn sign_plain(args: &SignArgs, keys: &[SigningKey], file: &mut File) -> Result<(
         );
         return Err(CommandError::Usage(text));
     }
-    let mut path = args.file.clone().into_os_string();
-    path.push(".minisig");
-    let path = PathBuf::from(path);
+    let path = DetachedSignatures::beside(&args.file);
     let name = args.file.file_name().unwrap_or_default().to_string_lossy();
     let mut out = Output::create(&path)?;
     let mut names = Vec::new();

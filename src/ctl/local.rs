@@ -20,7 +20,7 @@ use std::{
 use clap::Subcommand;
 
 pub(super) use self::client::DaemonAt;
-use self::{client::Client, error::LocalError};
+use self::{client::Client, error::LocalError, saved::Saved};
 use super::{
     exit, failed,
     output::{clean, line, note},
@@ -223,14 +223,28 @@ async fn carry_out(
     }
 }
 
-async fn status(at: &DaemonAt, state_dir: &Path, json: bool) -> Result<u8, LocalError> {
-    let (status, code) = match Client::connect(at).await {
-        Ok(client) => (client.status().await?, exit::OK),
+/// Who tells what is known of this device.
+enum Found {
+    Daemon(Client),
+    /// What it saved, while it does not run.
+    Saved(Box<Saved>),
+}
+
+async fn find(at: &DaemonAt, state_dir: &Path) -> Result<Found, LocalError> {
+    match Client::connect(at).await {
+        Ok(client) => Ok(Found::Daemon(client)),
         Err(error @ LocalError::NoDaemon { .. }) => {
             let saved = saved::read(state_dir)?.ok_or(error)?;
-            (saved.status, exit::UNREACHABLE)
+            Ok(Found::Saved(Box::new(saved)))
         }
-        Err(error) => return Err(error),
+        Err(error) => Err(error),
+    }
+}
+
+async fn status(at: &DaemonAt, state_dir: &Path, json: bool) -> Result<u8, LocalError> {
+    let (status, code) = match find(at, state_dir).await? {
+        Found::Daemon(client) => (client.status().await?, exit::OK),
+        Found::Saved(saved) => (saved.status, exit::UNREACHABLE),
     };
     if json {
         line(serde_json::to_string(&status).unwrap_or_default());
@@ -241,13 +255,9 @@ async fn status(at: &DaemonAt, state_dir: &Path, json: bool) -> Result<u8, Local
 }
 
 async fn slots(at: &DaemonAt, state_dir: &Path, json: bool) -> Result<u8, LocalError> {
-    let (slots, code) = match Client::connect(at).await {
-        Ok(client) => (client.slots().await?, exit::OK),
-        Err(error @ LocalError::NoDaemon { .. }) => {
-            let saved = saved::read(state_dir)?.ok_or(error)?;
-            (saved.slots(), exit::UNREACHABLE)
-        }
-        Err(error) => return Err(error),
+    let (slots, code) = match find(at, state_dir).await? {
+        Found::Daemon(client) => (client.slots().await?, exit::OK),
+        Found::Saved(saved) => (saved.slots(), exit::UNREACHABLE),
     };
     if json {
         line(serde_json::to_string(&slots).unwrap_or_default());

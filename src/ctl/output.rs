@@ -46,7 +46,7 @@ pub(super) fn clean(text: &str) -> Cow<'_, str> {
 
 /// `2026-01-31T12:34:56Z`.
 pub(super) fn time(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    crate::update::status::seconds(time)
 }
 
 /// `999 B`, `1.0 kB`, `21.5 MB`: decimal units, one decimal, rounded down.

@@ -21,7 +21,7 @@ use crate::{
     update::{
         events,
         failure::{Class, Failure},
-        status::{SlotState, Stage, Status, UpdateReport},
+        status::{Stage, Status, UpdateReport},
     },
 };
 
@@ -82,7 +82,7 @@ pub fn render(published: &Published, seen: &Seen, up: bool) -> String {
         let version = known.version.as_deref().unwrap_or_default();
         let labels = [
             ("slot", slot.name()),
-            ("state", state(known.state)),
+            ("state", known.state.word()),
             ("version", version),
         ];
         page.sample(&labels, 1.0);
@@ -244,17 +244,6 @@ fn flag(is_so: bool) -> f64 {
 
 fn seconds(time: Timestamp) -> f64 {
     time.as_millisecond() as f64 / 1000.0
-}
-
-fn state(state: SlotState) -> &'static str {
-    match state {
-        SlotState::Unknown => "unknown",
-        SlotState::Good => "good",
-        SlotState::Writing => "writing",
-        SlotState::Verified => "verified",
-        SlotState::Trial => "trial",
-        SlotState::Bad => "bad",
-    }
 }
 
 /// The text in the making.

@@ -5,8 +5,8 @@
 //! the actions, which run as tasks of their own ([`super::actions`]) and come back as events. So it answers at once, whatever
 //! an action is doing.
 //!
-//! Here is its loop; what others ask is in `requests` and, what only someone on the device may, in `local`; how a state becomes durable in `durable`, what is shown in
-//! `publish`.
+//! Here is its loop; what others ask is in `requests` and, what only someone on the device may, in `local`; how a state
+//! becomes durable in `durable`, what is shown in `publish`.
 
 mod durable;
 mod local;

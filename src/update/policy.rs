@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     digest::Sha256,
     machine::Job,
+    status::seconds,
     window::{Standing, Windows},
 };
 
@@ -168,13 +169,12 @@ impl Wait {
 
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = |at: &Timestamp| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         match self {
             Self::Approval => f.write_str("waiting for approval (`fwupdatectl approve`)"),
             Self::RebootByHand => {
                 f.write_str("verified; waiting for someone to allow the reboot (`fwupdatectl approve`)")
             }
-            Self::Deferral { until } => write!(f, "put off until {}", whole(until)),
+            Self::Deferral { until } => write!(f, "put off until {}", seconds(*until)),
             Self::Clock => f.write_str(
                 "waiting for the clock to be set: before that nobody knows whether a window is open (`timedatectl`; \
                  `fwupdatectl approve --now` does not wait)",
@@ -184,7 +184,7 @@ impl fmt::Display for Wait {
                 write!(f, "waiting for the window that opens {}", local.strftime("%a %Y-%m-%d %H:%M %Z"))
             }
             Self::Delay { until } => {
-                write!(f, "waiting until {} (random delay of the policy)", whole(until))
+                write!(f, "waiting until {} (random delay of the policy)", seconds(*until))
             }
             Self::Users(1) => f.write_str("verified; waiting until nobody is logged in (1 user is)"),
             Self::Users(number) => {

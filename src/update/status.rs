@@ -191,6 +191,27 @@ pub enum SlotState {
     Bad,
 }
 
+impl SlotState {
+    /// The word for it, wherever people or programs read it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Good => "good",
+            Self::Writing => "writing",
+            Self::Verified => "verified",
+            Self::Trial => "trial",
+            Self::Bad => "bad",
+        }
+    }
+}
+
+/// A time as people read it: `2026-01-31T12:34:56Z`.
+#[must_use]
+pub fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 /// One slot, as shown outside.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

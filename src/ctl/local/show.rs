@@ -11,7 +11,7 @@ use crate::{
     },
     update::{
         failure::{Class, Failure},
-        status::{HubStatus, SlotState, Stage, Status, UpdateReport, Wear},
+        status::{HubStatus, Stage, Status, UpdateReport, Wear},
     },
 };
 
@@ -74,7 +74,7 @@ pub(super) fn status(status: &Status) -> Vec<String> {
             let version = clean(status.version.as_deref().unwrap_or("-")).into_owned();
             vec![
                 slot.to_string(),
-                slot_state(status.state).to_owned(),
+                status.state.word().to_owned(),
                 version,
                 booted.to_owned(),
             ]
@@ -126,17 +126,6 @@ fn hub(hub: &HubStatus) -> String {
         let _ = write!(text, " since {}", output::time(*since));
     }
     text
-}
-
-pub(super) fn slot_state(state: SlotState) -> &'static str {
-    match state {
-        SlotState::Unknown => "unknown",
-        SlotState::Good => "good",
-        SlotState::Writing => "writing",
-        SlotState::Verified => "verified",
-        SlotState::Trial => "trial",
-        SlotState::Bad => "bad",
-    }
 }
 
 fn update(update: &UpdateReport) -> Vec<String> {
@@ -287,7 +276,7 @@ mod tests {
     use super::*;
     use crate::update::{
         slot::Slot,
-        status::{Progress, SlotStatus, Times},
+        status::{Progress, SlotState, SlotStatus, Times},
     };
 
     fn example() -> Status {

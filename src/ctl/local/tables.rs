@@ -27,7 +27,7 @@ pub(super) fn slots(slots: &[SlotInfo]) -> Vec<String> {
             }
             vec![
                 info.slot.to_string(),
-                super::show::slot_state(info.state).to_owned(),
+                info.state.word().to_owned(),
                 clean(&or_dash(info.version.clone())).into_owned(),
                 clean(&or_dash(info.device.clone())).into_owned(),
                 or_dash(info.size.map(bytes)),

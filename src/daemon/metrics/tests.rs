@@ -9,7 +9,7 @@ use super::*;
 use crate::update::{
     request::Origin,
     slot::Slot,
-    status::{HubStatus, Progress, SlotStatus, Times},
+    status::{HubStatus, Progress, SlotState, SlotStatus, Times},
 };
 
 fn published(update: Option<UpdateReport>) -> Published {

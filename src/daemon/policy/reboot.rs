@@ -15,6 +15,7 @@ use crate::{
         failure::{Class, Failure},
         machine::Job,
         policy::{self, Activity, Reboot, Verdict},
+        status::seconds,
     },
 };
 
@@ -107,7 +108,7 @@ impl<'a> Gate<'a> {
         }
         say(format!(
             "verified; rebooting at {}, after a warning of the users who are logged in ({})",
-            at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            seconds(at),
             users.len()
         ));
         Some(at)

@@ -19,7 +19,7 @@ use crate::{
         policy::{self, Consent},
         request::{Origin, Request},
         slot::Slot,
-        status::Times,
+        status::{Times, seconds},
         uri::PackageUri,
     },
 };
@@ -147,11 +147,7 @@ impl Updater {
             let text = format!("update {} cannot be put off: {why}", job.id);
             return Answer::conflict(&Failure::new("deferral-refused", Class::Final, text));
         };
-        let text = format!(
-            "update {}: put off until {}",
-            job.id,
-            until.strftime("%Y-%m-%dT%H:%M:%SZ")
-        );
+        let text = format!("update {}: put off until {}", job.id, seconds(until));
         self.said(Event::Deferred { until }, text).await
     }
 

@@ -10,7 +10,8 @@ const PREFIX: u32 = 8192;
 
 /// Pieces of what is hard: runs of one byte, short periods, text, noise, and copies of earlier pieces.
 fn image(pieces: &[(u8, u16)]) -> Vec<u8> {
-    let mut out: Vec<u8> = Vec::new();
+    // Never empty, as no group is: a first piece may be a copy of nothing.
+    let mut out: Vec<u8> = vec![0];
     let mut state = 1_u64;
     for (kind, len) in pieces {
         let len = usize::from(*len);

@@ -193,6 +193,38 @@ impl Stage {
         self.server.url(&format!("{}.img.zst", self.new[index].0))
     }
 
+    /// A figure that takes long to make: as it was kept in `file`, else what `make` gives, which is kept then.
+    fn kept(
+        &mut self,
+        file: &str,
+        make: impl FnOnce(&mut Self) -> io::Result<Option<u64>>,
+    ) -> io::Result<Option<u64>> {
+        let kept = self.files.join(file);
+        let text = fs::read_to_string(&kept).unwrap_or_default();
+        if let Ok(figure) = text.trim().parse() {
+            return Ok(Some(figure));
+        }
+        let made = make(self)?;
+        if let Some(figure) = made {
+            fs::write(kept, figure.to_string())?;
+        }
+        Ok(made)
+    }
+
+    /// The length of what `zstd` makes of `from` with these options.
+    fn compressed_size(&self, options: &[&str], from: &Path) -> io::Result<u64> {
+        let to = self.scratch.join("slow.zst");
+        run(Command::new("zstd")
+            .args(["-q", "-f"])
+            .args(options)
+            .arg(from)
+            .arg("-o")
+            .arg(&to))?;
+        let size = fs::metadata(&to)?.len();
+        fs::remove_file(&to)?;
+        Ok(size)
+    }
+
     fn ground(&self, index: usize) -> io::Result<(PathBuf, &'static str)> {
         let name = self.new[index].0;
         let files = self.files.join(name);

@@ -79,30 +79,16 @@ impl Stage {
 
     /// The size of what `zstd` makes of v2r with these options: as it was kept, or made now with `--slow`.
     fn kept_size(&mut self, file: &str, options: &[&str]) -> io::Result<Option<u64>> {
-        let kept = self.files.join(file);
-        if let Some(size) = fs::read_to_string(&kept)
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-        {
-            return Ok(Some(size));
-        }
-        if !self.wish.slow {
-            self.report.skip(format!(
-                "zstd {}: takes long; --slow makes it once and keeps its size",
-                options.join(" ")
-            ));
-            return Ok(None);
-        }
-        let to = self.scratch.join("slow.zst");
-        run(Command::new("zstd")
-            .args(["-q", "-f", "-T0"])
-            .args(options)
-            .arg(&self.new[0].1)
-            .arg("-o")
-            .arg(&to))?;
-        let size = fs::metadata(&to)?.len();
-        fs::remove_file(&to)?;
-        fs::write(kept, size.to_string())?;
-        Ok(Some(size))
+        self.kept(file, |stage| {
+            if !stage.wish.slow {
+                stage.report.skip(format!(
+                    "zstd {}: takes long; --slow makes it once and keeps its size",
+                    options.join(" ")
+                ));
+                return Ok(None);
+            }
+            let options = [&["-T0"], options].concat();
+            stage.compressed_size(&options, &stage.new[0].1).map(Some)
+        })
     }
 }

@@ -234,24 +234,21 @@ impl Stage {
     }
 
     /// What of a release are compressed files that change as a whole, patched as well as can be: the kernel and its initramfs.
-    fn compressed(&self, index: usize, name: &str) -> io::Result<Option<u64>> {
+    fn compressed(&mut self, index: usize, name: &str) -> io::Result<Option<u64>> {
         if name == SQUASHFS || !has("debugfs") || !has("zstd") {
             return Ok(None);
         }
-        let kept = self.files.join(format!("{name}.compressed.size"));
-        if let Ok(text) = fs::read_to_string(&kept) {
-            return Ok(text.trim().parse().ok());
-        }
-        // debugfs ends with 0 whatever happens: that there is a file says that it went well.
-        let said = output(
-            Command::new("bash")
-                .args(["-euc", COMPRESSED])
-                .env("OLD", &self.old)
-                .env("NEW", &self.new[index].1)
-                .current_dir(&self.scratch),
-        )?;
-        fs::write(kept, &said)?;
-        Ok(said.trim().parse().ok())
+        self.kept(&format!("{name}.compressed.size"), |stage| {
+            // debugfs ends with 0 whatever happens: that there is a file says that it went well.
+            let said = output(
+                Command::new("bash")
+                    .args(["-euc", COMPRESSED])
+                    .env("OLD", &stage.old)
+                    .env("NEW", &stage.new[index].1)
+                    .current_dir(&stage.scratch),
+            )?;
+            said.trim().parse().map(Some).map_err(io::Error::other)
+        })
     }
 
     /// The delta beside the image, where `fwupdatectl` makes one.
@@ -289,31 +286,17 @@ impl Stage {
         file: &str,
         options: &[&str],
     ) -> io::Result<Option<u64>> {
-        let kept = self.files.join(file);
-        if let Some(size) = fs::read_to_string(&kept)
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-        {
-            return Ok(Some(size));
-        }
-        if !has("zstd") || (options.contains(&"-19") && !self.wish.slow) {
-            let what = format!("zstd --patch-from {} for {}", options[0], self.new[index].0);
-            self.report.skip(format!(
-                "{what}: takes half an hour and 5 GB; --slow makes it once and keeps its size"
-            ));
-            return Ok(None);
-        }
-        let to = self.scratch.join("patch.zst");
-        run(Command::new("zstd")
-            .args(["-q", "-f"])
-            .args(options)
-            .arg(&self.new[index].1)
-            .arg("-o")
-            .arg(&to))?;
-        let size = fs::metadata(&to)?.len();
-        fs::remove_file(&to)?;
-        fs::write(kept, size.to_string())?;
-        Ok(Some(size))
+        self.kept(file, |stage| {
+            let (name, new) = &stage.new[index];
+            if !has("zstd") || (options.contains(&"-19") && !stage.wish.slow) {
+                let what = format!("zstd --patch-from {} for {name}", options[0]);
+                stage.report.skip(format!(
+                    "{what}: takes half an hour and 5 GB; --slow makes it once and keeps its size"
+                ));
+                return Ok(None);
+            }
+            stage.compressed_size(options, new).map(Some)
+        })
     }
 
     /// The release that the target holds already.

@@ -111,13 +111,7 @@ async fn installed(rig: &Rig, size: u64) -> u64 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let section = device.until_final(rig, "large").await;
-    assert_eq!(
-        section["status"],
-        "applyComplete",
-        "{section:#}\n{}",
-        device.log()
-    );
-    assert_eq!(device.running(), Slot::B);
+    device.assert_complete(&section);
     // Every byte of it, and none behind it.
     run(Command::new("cmp")
         .arg("-n")

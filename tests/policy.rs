@@ -50,6 +50,16 @@ async fn start(rig: &Rig, image: &Image) -> String {
     "u1".to_owned()
 }
 
+/// A device with an update that is verified and waits for someone to allow the reboot; and the update's id.
+async fn holding(rig: &Rig, dir: &Path) -> (Device, String) {
+    let mut device = device(rig, dir, &[("REBOOT", "manual")]);
+    device.boot();
+    device.until_connected(rig).await;
+    let id = start(rig, &image(rig)).await;
+    until_told(rig, &mut device, "verified; waiting for someone").await;
+    (device, id)
+}
+
 /// What the back end reads of what is waited for.
 fn told(rig: &Rig) -> String {
     let twin = rig.emulator.twin(DEVICE);
@@ -112,16 +122,6 @@ fn assert_unarmed(device: &Device) {
     assert_eq!(device.running(), Slot::A);
 }
 
-fn assert_complete(section: &Value, device: &Device) {
-    assert_eq!(
-        section["status"],
-        "applyComplete",
-        "{section:#}\n{}",
-        device.log()
-    );
-    assert_eq!(device.running(), Slot::B);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_that_needs_approval_waits_for_it_over_kills_and_says_so_in_the_twin() {
     let dir = tempfile::tempdir().unwrap();
@@ -147,7 +147,7 @@ async fn an_update_that_needs_approval_waits_for_it_over_kills_and_says_so_in_th
     refused(&device, &["defer", "1h", "--id", "another"], "other-update");
     assert!(granted(&device, &["approve", &id]).contains("update u1: approved"));
     let section = device.until_final(&rig, &id).await;
-    assert_complete(&section, &device);
+    device.assert_complete(&section);
 
     // By the back end, whatever the payload.
     let second = rig.build("3.0.0", noise(1 << 20, 8), &[]);
@@ -171,12 +171,7 @@ async fn an_update_that_needs_approval_waits_for_it_over_kills_and_says_so_in_th
 async fn a_reboot_by_hand_waits_unarmed_over_kills_and_power_cuts_and_keeps_the_image() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(dir.path()).await;
-    let mut device = device(&rig, dir.path(), &[("REBOOT", "manual")]);
-    device.boot();
-    device.until_connected(&rig).await;
-    let image = image(&rig);
-    let id = start(&rig, &image).await;
-    until_told(&rig, &mut device, "verified; waiting for someone").await;
+    let (mut device, id) = holding(&rig, dir.path()).await;
     rig.server.clear_requests();
     for power_cut in [false, true] {
         device.kill();
@@ -205,7 +200,7 @@ async fn a_reboot_by_hand_waits_unarmed_over_kills_and_power_cuts_and_keeps_the_
     until_told(&rig, &mut device, "put off until").await;
     assert!(granted(&device, &["approve"]).contains("approved"));
     let section = device.until_final(&rig, &id).await;
-    assert_complete(&section, &device);
+    device.assert_complete(&section);
     assert_eq!(
         rig.server.requests().len(),
         0,
@@ -217,12 +212,7 @@ async fn a_reboot_by_hand_waits_unarmed_over_kills_and_power_cuts_and_keeps_the_
 async fn a_slot_that_was_written_to_while_the_reboot_waited_is_not_armed() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(dir.path()).await;
-    let mut device = device(&rig, dir.path(), &[("REBOOT", "manual")]);
-    device.boot();
-    device.until_connected(&rig).await;
-    let image = image(&rig);
-    let id = start(&rig, &image).await;
-    until_told(&rig, &mut device, "verified; waiting for someone").await;
+    let (mut device, id) = holding(&rig, dir.path()).await;
     let mut slot = fs::File::options()
         .write(true)
         .open(device.slot_file(Slot::B))
@@ -268,7 +258,7 @@ async fn a_deferral_ends_at_its_limit_and_the_update_goes_on_by_itself() {
     assert_eq!(given.as_secs(), 8, "{job:#}");
     device.start();
     let section = device.until_final(&rig, &id).await;
-    assert_complete(&section, &device);
+    device.assert_complete(&section);
     let started = section["startedDownloadingTime"]
         .as_str()
         .unwrap()
@@ -318,7 +308,7 @@ async fn an_update_waits_for_a_window_and_goes_on_by_new_rules_after_a_restart()
     set_policy(&mut device, &[("WINDOWS", "[\"00:00-24:00\"]")]);
     device.start();
     let section = device.until_final(&rig, &id).await;
-    assert_complete(&section, &device);
+    device.assert_complete(&section);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -337,7 +327,7 @@ async fn what_is_forced_waits_for_no_policy() {
     let payload = json!({"fwPackageUri": rig.serve(&image), "updateId": "u1", "force": true});
     assert_eq!(rig.invoke(payload).await.0, 200);
     let section = device.until_final(&rig, "u1").await;
-    assert_complete(&section, &device);
+    device.assert_complete(&section);
 }
 
 /// logind, as far as it is asked here.
@@ -472,7 +462,7 @@ async fn a_program_that_inhibits_the_reboot_is_waited_for_by_name_and_only_so_lo
     until_told(&rig, &mut device, "waiting for recorder (a recording runs)").await;
     inhibit(&[]);
     let section = device.until_final(&rig, &id).await;
-    assert_complete(&section, &device);
+    device.assert_complete(&section);
 
     // A lock that nobody gives back, even for an update that is forced.
     inhibit(&[("forgotten", "for ever")]);
@@ -544,7 +534,7 @@ async fn users_are_warned_before_the_reboot_and_can_put_it_off_until_then() {
     logind.0.lock().unwrap().is_user_there = false;
     granted(&device, &["approve", "--now"]);
     let section = device.until_final(&rig, &id).await;
-    assert_complete(&section, &device);
+    device.assert_complete(&section);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -566,7 +556,8 @@ async fn going_back_waits_for_nothing_but_is_refused_while_a_program_inhibits_th
     let image = image(&rig);
     let payload = json!({"fwPackageUri": rig.serve(&image), "updateId": "u1", "force": true});
     assert_eq!(rig.invoke(payload).await.0, 200);
-    assert_complete(&device.until_final(&rig, "u1").await, &device);
+    let section = device.until_final(&rig, "u1").await;
+    device.assert_complete(&section);
 
     {
         let mut seen = logind.0.lock().unwrap();

@@ -529,6 +529,14 @@ os_release = "{dir}/os-release"
         self.dir.join(format!("slot-{slot}.img"))
     }
 
+    /// The update that `section` of the twin tells of ended well, and slot b runs.
+    #[track_caller]
+    pub(crate) fn assert_complete(&self, section: &Value) {
+        let status = &section["status"];
+        assert_eq!(status, "applyComplete", "{section:#}\n{}", self.log());
+        assert_eq!(self.running(), Slot::B);
+    }
+
     /// The slot that runs.
     pub(crate) fn running(&self) -> Slot {
         let booted = fs::read_to_string(self.dir.join("booted")).unwrap();

@@ -44,8 +44,10 @@ fn the_newcomer_s_path_leads_to_an_update() {
         return;
     }
     let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // With the whole workspace, as the tests are built: for one package alone cargo would choose other features of the
+    // crates below, and build them again.
     run(Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--package", "iothub-emulator"])
+        .args(["build", "--locked", "--workspace", "--bins"])
         .current_dir(source));
     let dir = tempfile::tempdir().unwrap();
     let programs = program("fwupdated").parent().unwrap().to_owned();

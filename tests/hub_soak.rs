@@ -5,7 +5,7 @@
 //! least five minutes, so true renewals come from simulated devices beside it, whose session, link task and reporter are
 //! the daemon's own and whose tokens live for seconds.
 //!
-//! `SOAK_SECONDS` makes it longer (default 120), `SOAK_SEED` repeats the choices of a run, though not its timing.
+//! `SOAK_SECONDS` makes it longer (default 60), `SOAK_SEED` repeats the choices of a run, though not its timing.
 
 #[path = "hub_soak/faults.rs"]
 mod faults;
@@ -53,7 +53,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 #[tokio::test(flavor = "multi_thread")]
 async fn after_hours_of_renewals_faults_and_updates_every_last_word_is_told_and_nothing_has_grown()
 {
-    let time = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(120));
+    let time = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(60));
     let seed = seed("SOAK_SEED");
     eprintln!("soak: {} s, seed {seed}", time.as_secs());
     let mut random = Random(seed);

@@ -283,7 +283,9 @@ fn an_image_for_tryboot_has_slots_that_the_firmware_can_try_and_fwupdated_can_sw
         );
         let own = format!("fwupdated.slot={slot}");
         assert!(
-            words.contains(&own.as_str()) && words.contains(&"console=tty1"),
+            words.contains(&own.as_str())
+                && words.contains(&"console=tty1")
+                && words.contains(&"gpt"),
             "{line}"
         );
         assert!(
@@ -360,7 +362,7 @@ fn an_image_for_u_boot_has_an_environment_that_the_real_u_boot_reads_counts_in_a
     );
     let line = made.boot_file("boot", "cmdline.txt");
     assert!(
-        !line.contains("root=") && line.contains("console=tty1"),
+        !line.contains("root=") && line.contains("console=tty1") && line.contains(" gpt"),
         "{line}"
     );
     assert_eq!(

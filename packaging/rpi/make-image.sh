@@ -200,7 +200,9 @@ printf '[Manager]\nRuntimeWatchdogSec=14s\n' >"$tree/etc/systemd/system.conf.d/5
 # --- boot files -------------------------------------------------------------------------------------------------------
 
 # The kernel's command line as the stock image has it, without what names the root file system or resizes it.
-line=$(tr -d '\n' <"$files/cmdline.txt" 2>/dev/null | tr ' ' '\n' | grep -Ev '^(root=|rootfstype=|fsck\.repair=|init=.*(init_resize|firstboot)|resize$|quiet$|panic=|ro$|rw$|rootwait$)' | tr '\n' ' ') || true
+line=$(tr -d '\n' <"$files/cmdline.txt" 2>/dev/null | tr ' ' '\n' | grep -Ev '^(root=|rootfstype=|fsck\.repair=|init=.*(init_resize|firstboot)|resize$|quiet$|panic=|ro$|rw$|rootwait$|gpt$)' | tr '\n' ' ') || true
+# With the first copy of the partition table spoiled, the kernel takes the second one.
+line="${line}gpt "
 
 if [ "$boot" = uboot ]; then
     if [ -z "$uboot" ]; then

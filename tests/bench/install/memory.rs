@@ -59,7 +59,7 @@ impl Stage {
                 .map(|bytes| bytes as f64 / (1 << 20) as f64),
         );
         self.report.target(Target {
-            what: "peak resident memory of the daemon, installing 1, 4 and 16 GiB, MiB",
+            what: "peak resident memory of the daemon, installing 1, 4 and 16 GiB, MiB".to_owned(),
             at_most: "≤ 32, flat",
             measured: words(&peak),
             met: peak.most() <= 32.0 && peak.most() - peak.least() < 4.0,

@@ -35,7 +35,7 @@ pub(crate) struct Table {
 /// Something that was promised.
 pub(crate) struct Target {
     /// What is compared with what.
-    pub(crate) what: &'static str,
+    pub(crate) what: String,
     /// The most that the ratio, or the figure, may be; in words.
     pub(crate) at_most: &'static str,
     /// What was measured, in words.
@@ -86,11 +86,14 @@ impl Report {
         page.push_str("\n## Targets\n\n| What | Target | Measured | | What bounds it |\n|---|---|---|---|---|\n");
         for target in &self.targets {
             let word = if target.met { "met" } else { "**not met**" };
-            let _ = writeln!(
-                page,
-                "| {} | {} | {} | {word} | {} |",
-                target.what, target.at_most, target.measured, target.bound
-            );
+            let cells = [
+                &target.what,
+                target.at_most,
+                &target.measured,
+                word,
+                &target.bound,
+            ];
+            page.push_str(&line(cells));
         }
         for table in &self.tables {
             let _ = write!(page, "\n## {}\n\n{}\n\n", table.title, table.about);
@@ -101,7 +104,8 @@ impl Report {
                     .iter()
                     .filter(|row| figures(row, of).most() > 0.0)
                     .collect();
-                if table.rows.len() > 2 && bars.len() > 2 {
+                let compares = bars.iter().any(|row| !is_ours(row));
+                if compares && bars.len() > 2 {
                     let file = format!("performance-{}-{name}.svg", slug(&table.title));
                     fs::write(docs.join(&file), svg(title, &bars, of))?;
                     let _ = writeln!(page, "\n![{title}]({file})");
@@ -146,7 +150,7 @@ fn slug(title: &str) -> String {
     let words = words.split(|letter: char| !letter.is_ascii_alphanumeric());
     words
         .filter(|word| !word.is_empty())
-        .take(4)
+        .take(5)
         .collect::<Vec<_>>()
         .join("-")
 }
@@ -180,27 +184,19 @@ fn cells(table: &Table, row: &Row) -> Vec<(&'static str, String)> {
             "-".to_owned()
         }
     };
-    let timed = figures(row, |cost| cost.wall).most() > 0.0;
-    let dash = || "-".to_owned();
+    let seconds = |of: Number| {
+        let own = figures(row, of);
+        if own.most() > 0.0 {
+            three(&own)
+        } else {
+            "-".to_owned()
+        }
+    };
     vec![
         ("tool", row.tool.clone()),
-        (
-            "wall s",
-            if timed {
-                three(&figures(row, |cost| cost.wall))
-            } else {
-                dash()
-            },
-        ),
+        ("wall s", seconds(|cost| cost.wall)),
         ("ratio", ratio(|cost| cost.wall)),
-        (
-            "CPU s",
-            if timed {
-                three(&figures(row, |cost| cost.processor))
-            } else {
-                dash()
-            },
-        ),
+        ("CPU s", seconds(|cost| cost.processor)),
         ("ratio", ratio(|cost| cost.processor)),
         ("MB down", mib(|cost| cost.served.bytes as f64, 1e6)),
         ("requests", mib(|cost| cost.served.requests as f64, 1.0)),
@@ -215,18 +211,22 @@ fn markdown(table: &Table) -> String {
     for (index, row) in table.rows.iter().enumerate() {
         let cells = cells(table, row);
         if index == 0 {
-            let heads: Vec<_> = cells.iter().map(|(head, _)| *head).collect();
-            let _ = writeln!(
-                text,
-                "| {} |\n|{}",
-                heads.join(" | "),
-                "---|".repeat(heads.len())
-            );
+            text.push_str(&line(cells.iter().map(|(head, _)| *head)));
+            let _ = writeln!(text, "|{}", "---|".repeat(cells.len()));
         }
-        let values: Vec<_> = cells.into_iter().map(|(_, value)| value).collect();
-        let _ = writeln!(text, "| {} |", values.join(" | "));
+        text.push_str(&line(cells.iter().map(|(_, value)| value.as_str())));
     }
     text
+}
+
+/// A line of a table. A bar that is meant as such must not begin a column.
+fn line<'a>(cells: impl IntoIterator<Item = &'a str>) -> String {
+    let cells = cells.into_iter().map(|cell| cell.replace('|', "\\|"));
+    format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
+}
+
+fn is_ours(row: &Row) -> bool {
+    row.tool.starts_with("fwupdated")
 }
 
 fn text(table: &Table) -> String {
@@ -281,11 +281,7 @@ fn svg(title: &str, rows: &[&Row], of: Number) -> String {
         let at = |value: f64| LEFT + value / most * WIDE;
         let top = 36.0 + HIGH * index as f64;
         let middle = top + HIGH / 2.0 - 3.0;
-        let colour = if row.tool.starts_with("fwupdated") {
-            "#1f77b4"
-        } else {
-            "#b0b0b0"
-        };
+        let colour = if is_ours(row) { "#1f77b4" } else { "#b0b0b0" };
         let name = row.tool.replace('&', "&amp;").replace('<', "&lt;");
         let _ = write!(
             text,

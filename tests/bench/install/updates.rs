@@ -140,11 +140,7 @@ impl Stage {
         if let Some(best) = best {
             let ratio = bytes(any) / bytes(best);
             self.report.target(Target {
-                what: match name {
-                    "v2r" => "bytes v1 to v2r, any to any, against the best of the others",
-                    "v2i" => "bytes v1 to v2i, any to any, against the best of the others",
-                    _ => "bytes of a squashfs, any to any, against the best of the others",
-                },
+                what: format!("bytes v1 to {name}, any to any, against the best of the others"),
                 at_most: "≤ 0.95",
                 measured: format!(
                     "{ratio:.3} ({} to {} of {})",
@@ -153,14 +149,17 @@ impl Stage {
                     best.tool
                 ),
                 met: ratio <= 0.95,
-                bound: String::new(),
+                bound: match delta.runs.is_empty() {
+                    true => String::new(),
+                    false => format!("with a static delta: {}", mb(bytes(delta))),
+                },
             });
         }
         if let (Some(patch), false) = (of("zstd --patch-from -19").next(), delta.runs.is_empty()) {
             let ratio = bytes(delta) / bytes(patch);
             let same = of("of which").next().map_or(0.0, bytes);
             self.report.target(Target {
-                what: "bytes with a static delta, against `zstd --patch-from -19 --long=31`",
+                what: format!("bytes v1 to {name} with a static delta, against `zstd --patch-from -19 --long=31`"),
                 at_most: "≤ 0.78",
                 measured: format!(
                     "{ratio:.3} ({} to {} of {})",
@@ -179,7 +178,7 @@ impl Stage {
         if !delta.runs.is_empty() {
             let requests = delta.figures(|cost| cost.served.requests as f64);
             self.report.target(Target {
-                what: "requests of an update by static delta",
+                what: format!("requests of an update from v1 to {name} by static delta"),
                 at_most: "≤ 400",
                 measured: number(requests.most()),
                 met: requests.most() <= 400.0,
@@ -191,7 +190,7 @@ impl Stage {
             if !full.runs.is_empty() {
                 let ratio = ratios(delta, full, |cost| cost.wall);
                 self.report.target(Target {
-                    what: "update by static delta, wall, against the full installation, both with read back",
+                    what: "update by static delta, wall, against the full installation, both with read back".to_owned(),
                     at_most: "≤ 0.60",
                     measured: words(&ratio),
                     met: ratio.median() <= 0.6,
@@ -201,7 +200,7 @@ impl Stage {
         }
         if name == "v2i" {
             self.report.target(Target {
-                what: "bytes written for v1 to v2i when the target holds v1, against the blocks that differ",
+                what: "bytes written for v1 to v2i when the target holds v1, against the blocks that differ".to_owned(),
                 at_most: "≤ 1.1",
                 measured: words(written),
                 met: written.median() <= 1.1,
@@ -330,7 +329,7 @@ impl Stage {
         let payload = whole.figures(|cost| cost.served.behind as f64);
         let written = whole.figures(|cost| cost.written as f64);
         self.report.target(Target {
-            what: "the same release again: payload fetched, bytes written",
+            what: "the same release again: payload fetched, bytes written".to_owned(),
             at_most: "0, 0",
             measured: format!("{}, {}", number(payload.most()), number(written.most())),
             met: payload.most() == 0.0 && written.most() == 0.0,
@@ -338,7 +337,8 @@ impl Stage {
         });
         let ratio = ratios(&unread, &read, |cost| cost.wall);
         self.report.target(Target {
-            what: "the same release again, without read back, wall, against one read of the slot",
+            what: "the same release again, without read back, wall, against one read of the slot"
+                .to_owned(),
             at_most: "≤ 1.2",
             measured: words(&ratio),
             met: ratio.median() <= 1.2,

@@ -34,12 +34,12 @@ impl Stage {
         };
         let mut targets = Vec::new();
         let mut compare =
-            |what, at_most, limit: f64, own: &Row, peer: &str, of: fn(&Cost) -> f64| {
+            |what: &str, at_most, limit: f64, own: &Row, peer: &str, of: fn(&Cost) -> f64| {
                 let Some(peer) = row(peer) else { return };
                 let ratios = ratios(own, peer, of);
                 let least = floor / peer.figures(processor).median();
                 targets.push(Target {
-                    what,
+                    what: what.to_owned(),
                     at_most,
                     measured: words(&ratios),
                     met: ratios.median() <= limit,
@@ -50,7 +50,7 @@ impl Stage {
                 });
             };
         compare(
-            "full install without read back, wall, against `curl \\| zstd \\| dd` (buffered)",
+            "full install without read back, wall, against `curl | zstd | dd` (buffered)",
             "≤ 0.50",
             0.5,
             &unread,
@@ -66,7 +66,7 @@ impl Stage {
             processor,
         );
         compare(
-            "full install without read back, wall, against `curl \\| zstd \\| dd` (direct)",
+            "full install without read back, wall, against `curl | zstd | dd` (direct)",
             "≤ 1.0",
             1.0,
             &unread,
@@ -140,7 +140,8 @@ impl Stage {
             (cost.served.bytes as f64 - once).max(0.0) / once * raw / (1 << 20) as f64
         });
         self.report.target(Target {
-            what: "after SIGKILL at a random moment, what is fetched again, MiB of image",
+            what: "after SIGKILL at a random moment, what is fetched again, MiB of image"
+                .to_owned(),
             at_most: "≤ 64, median ≤ 32",
             measured: words(&extra),
             met: extra.most() <= 64.0 && extra.median() <= 32.0,
@@ -194,7 +195,7 @@ impl Stage {
         }
         let ratio = ratios(&unread, &dd, |cost| cost.wall);
         self.report.target(Target {
-            what: "full install on a device as slow as a card (40 MiB/s), without the read, wall, against `dd`",
+            what: "full install on a device as slow as a card (40 MiB/s), without the read, wall, against `dd`".to_owned(),
             at_most: "≤ 1.05",
             measured: words(&ratio),
             met: ratio.median() <= 1.05,

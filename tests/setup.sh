@@ -87,6 +87,10 @@ if [ "$what" = --tests ]; then
     need npm npm
     need git git
     need curl curl
+    need xxd xxd
+    need unshare util-linux
+    need ip iproute2
+    need mke2fs e2fsprogs
     need jq jq
     need chromium chromium
     need shellcheck shellcheck

@@ -11,7 +11,7 @@ use std::{
 };
 
 use fwupdated::{
-    config::{BootloaderConfig, BootloaderKind, SlotsConfig, TrustConfig},
+    config::{BootloaderConfig, BootloaderKind, PlainTrust, SlotsConfig, TrustConfig},
     daemon::{
         install::{Inspected, Installer},
         meter::{Meter, cancellation},
@@ -110,6 +110,7 @@ impl Bench {
             key_dirs: vec![self.dir.join("keys.d")],
             revoked_dirs: Vec::new(),
             threshold: 1,
+            plain: PlainTrust::Digest,
             allow_unsigned: false,
             allow_downgrade: false,
             compatible: vec![COMPATIBLE.to_owned()],

@@ -11,7 +11,7 @@ use super::{
     layer::Layer,
     raw::{
         BOOT_COMPLETE, DEVICE_TREE, Permission, RawBootloader, RawConfig, RawDuration, RawSlots,
-        TRIES,
+        RawTrust, TRIES,
     },
     valid::*,
 };
@@ -83,14 +83,7 @@ pub(super) fn valid(raw: &RawConfig) -> Checked<Config> {
         slots: self::slots(slots, bootloader.kind)?,
         bootloader: self::bootloader(bootloader)?,
         fetch: self::fetch::fetch(fetch)?,
-        trust: TrustConfig {
-            key_dirs: paths("trust.key_dirs", &trust.key_dirs)?,
-            revoked_dirs: paths("trust.revoked_dirs", &trust.revoked_dirs)?,
-            threshold: usize::from(number("trust.threshold", trust.threshold, 1..=16)?),
-            allow_unsigned: trust.unsigned == Permission::Allow,
-            allow_downgrade: trust.downgrade == Permission::Allow,
-            compatible: filled("trust.compatible", &trust.compatible)?,
-        },
+        trust: self::trust(trust)?,
         policy: self::policy::policy(policy, bootloader)?,
         health: HealthConfig {
             deadline: duration("health.deadline", health.deadline, secs(1)..=DAY)?,
@@ -210,6 +203,26 @@ fn textfile(file: &str) -> Checked<Option<PathBuf>> {
         )),
         other => Ok(other),
     }
+}
+
+fn trust(raw: &RawTrust) -> Checked<TrustConfig> {
+    // Whoever asks for signatures must not get images that nobody signed.
+    if raw.plain == PlainTrust::Signed && raw.unsigned == Permission::Allow {
+        return Err(Wrong::new(
+            "trust.unsigned",
+            "is \"allow\" while trust.plain = \"signed\"; an image that nobody signed would install all the same, so \
+             take one of them out",
+        ));
+    }
+    Ok(TrustConfig {
+        key_dirs: paths("trust.key_dirs", &raw.key_dirs)?,
+        revoked_dirs: paths("trust.revoked_dirs", &raw.revoked_dirs)?,
+        threshold: usize::from(number("trust.threshold", raw.threshold, 1..=16)?),
+        plain: raw.plain,
+        allow_unsigned: raw.unsigned == Permission::Allow,
+        allow_downgrade: raw.downgrade == Permission::Allow,
+        compatible: filled("trust.compatible", &raw.compatible)?,
+    })
 }
 
 fn needed_path(key: &str, value: &str) -> Checked<PathBuf> {

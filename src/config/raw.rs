@@ -8,7 +8,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::valid::{BootVariables, BootloaderKind, HubTransport};
+use super::valid::{BootVariables, BootloaderKind, HubTransport, PlainTrust};
 use crate::update::{
     policy::{Approval, Reboot, Start},
     window::Window,
@@ -223,6 +223,7 @@ section! {
         key_dirs: Vec<String> = texts(&["/usr/lib/fwupdated/keys.d", "/etc/fwupdated/keys.d"]),
         revoked_dirs: Vec<String> = texts(&["/etc/fwupdated/revoked.d"]),
         threshold: u8 = 1,
+        plain: PlainTrust = PlainTrust::Digest,
         unsigned: Permission = Permission::Deny,
         downgrade: Permission = Permission::Deny,
         compatible: Vec<String> = Vec::new(),

@@ -39,6 +39,7 @@ fn nothing_written_means_the_built_in_defaults() {
     assert_eq!(config.health.units, ["boot-complete.target"]);
     assert!(config.health.newly_failed_units && config.carry_over.paths.is_empty());
     assert!(!config.trust.allow_unsigned);
+    assert_eq!(config.trust.plain, PlainTrust::Digest);
 }
 
 #[test]
@@ -382,6 +383,10 @@ fn values_out_of_range_are_located_where_they_were_last_given() {
             "f:1:20: trust.compatible has an empty text",
         ),
         ("trust.threshold = 0", "f:1:19: trust.threshold is 0"),
+        (
+            "[trust]\nplain = 'signed'\nunsigned = 'allow'",
+            "f:3:12: trust.unsigned is \"allow\" while trust.plain = \"signed\"",
+        ),
         ("health.units = ['app']", "f:1:16: health.units has `app`"),
         ("state.directory = ''", "f:1:19: state.directory is empty"),
         (

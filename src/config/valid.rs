@@ -270,13 +270,26 @@ pub struct TrustConfig {
     pub revoked_dirs: Vec<PathBuf>,
     /// Different keys that must have signed. Default 1.
     pub threshold: usize,
-    /// `unsigned = "allow"`: images without a valid signature install. For development.
+    /// What an image without a manifest is trusted by. Default [`PlainTrust::Digest`].
+    pub plain: PlainTrust,
+    /// `unsigned = "allow"`: images without a valid signature install. For development, and never together with
+    /// [`PlainTrust::Signed`].
     pub allow_unsigned: bool,
     /// `downgrade = "allow"`: an older version may replace a newer one.
     pub allow_downgrade: bool,
     /// Names of this hardware, any of which an image must list. Empty: taken from the device tree
     /// (`/proc/device-tree/compatible`).
     pub compatible: Vec<String>,
+}
+
+/// What an image without a manifest is trusted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlainTrust {
+    /// The digest of the file in the request, or signatures beside the file: whoever may call vouches for it.
+    Digest,
+    /// Signatures beside the file, and nothing else. A digest in the request is checked as well.
+    Signed,
 }
 
 /// `[policy]`: when an accepted update may go on.

@@ -301,6 +301,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::PlainTrust;
     use crate::update::{failure::Failure, request::Origin};
 
     fn trust() -> TrustConfig {
@@ -308,6 +309,7 @@ mod tests {
             key_dirs: vec![],
             revoked_dirs: vec![],
             threshold: 1,
+            plain: PlainTrust::Digest,
             allow_unsigned: false,
             allow_downgrade: false,
             compatible: vec![],

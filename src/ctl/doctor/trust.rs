@@ -1,7 +1,11 @@
 //! Whose signatures count here.
 
 use super::finding::Finding;
-use crate::{config::TrustConfig, image::TrustStore, update::failure::Failure};
+use crate::{
+    config::{PlainTrust, TrustConfig},
+    image::TrustStore,
+    update::failure::Failure,
+};
 
 const TOPIC: &str = "keys";
 
@@ -9,6 +13,7 @@ const TOPIC: &str = "keys";
 pub(super) struct Facts {
     store: Result<Keys, Failure>,
     threshold: usize,
+    plain: PlainTrust,
     allow_unsigned: bool,
 }
 
@@ -28,6 +33,7 @@ pub(super) fn gather(config: &TrustConfig) -> Facts {
     Facts {
         store: store.map_err(|error| Failure::from(&error)),
         threshold: config.threshold,
+        plain: config.plain,
         allow_unsigned: config.allow_unsigned,
     }
 }
@@ -38,8 +44,12 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         Err(failure) => findings.push(Finding::failure(TOPIC, failure)),
         Ok(keys) => {
             let (count, needed) = (keys.trusted.len(), facts.threshold);
+            let plain = match facts.plain {
+                PlainTrust::Digest => "; for a plain image the digest in the request will do",
+                PlainTrust::Signed => ", plain images too",
+            };
             let text = format!(
-                "{count} trusted ({}), {} revoked, {needed} must have signed",
+                "{count} trusted ({}), {} revoked, {needed} must have signed{plain}",
                 keys.trusted.join(", "),
                 keys.revoked
             );
@@ -78,18 +88,23 @@ mod tests {
     use super::*;
     use crate::ctl::doctor::finding::Level;
 
-    fn levels(trusted: usize, threshold: usize, allow_unsigned: bool) -> Vec<Level> {
+    fn facts(trusted: usize, threshold: usize, allow_unsigned: bool) -> Facts {
         let keys = Keys {
             trusted: vec!["RWQ".to_owned(); trusted],
             revoked: 1,
             left_out: Vec::new(),
         };
-        let facts = Facts {
+        Facts {
             store: Ok(keys),
             threshold,
+            plain: PlainTrust::Digest,
             allow_unsigned,
-        };
-        judge(&facts).iter().map(|finding| finding.level).collect()
+        }
+    }
+
+    fn levels(trusted: usize, threshold: usize, allow_unsigned: bool) -> Vec<Level> {
+        let found = judge(&facts(trusted, threshold, allow_unsigned));
+        found.iter().map(|finding| finding.level).collect()
     }
 
     #[test]
@@ -98,6 +113,15 @@ mod tests {
         assert_eq!(levels(1, 2, false), [Level::Error]);
         assert_eq!(levels(0, 1, false), [Level::Error]);
         assert_eq!(levels(0, 1, true), [Level::Ok, Level::Warning]);
+    }
+
+    #[test]
+    fn what_vouches_for_a_plain_image_is_told() {
+        let mut facts = facts(1, 1, false);
+        let told = |facts: &Facts| judge(facts).remove(0).text;
+        assert!(told(&facts).ends_with("the digest in the request will do"));
+        facts.plain = PlainTrust::Signed;
+        assert!(told(&facts).ends_with("must have signed, plain images too"));
     }
 
     #[test]

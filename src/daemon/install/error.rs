@@ -20,6 +20,16 @@ pub enum InstallError {
         /// Without secrets.
         uri: String,
     },
+    /// A plain image without a signature, on a device that takes them by nothing else.
+    #[error(
+        "{uri} has no manifest, and there is no signature at {uri}.minisig, without which this device installs no such \
+         image, whatever digest the request names (trust.plain = \"signed\"); sign it with `fwupdatectl image sign`, or \
+         build an image with `fwupdatectl image build`"
+    )]
+    PlainSignedOnly {
+        /// Without secrets.
+        uri: String,
+    },
     /// The whole file's digest is not the request's.
     #[error("{uri} has the SHA-256 {found}, the request names {asked}; the slot stays disabled")]
     DigestMismatch {
@@ -60,6 +70,7 @@ impl Coded for InstallError {
         match self {
             Self::Changed { .. } => "image-changed",
             Self::PlainUnsigned { .. } => "image-unsigned",
+            Self::PlainSignedOnly { .. } => "plain-signature-required",
             Self::DigestMismatch { .. } => "digest-mismatch",
             Self::Truncated { .. } => "image-truncated",
             Self::ReadBack { .. } => "slot-read-back-mismatch",

@@ -30,7 +30,7 @@ use super::{
     source::{Seen, Source, local::HandedOver},
 };
 use crate::{
-    config::TrustConfig,
+    config::{PlainTrust, TrustConfig},
     image::{
         DetachedSignatures, Header, ImageKind, ManifestFrame, PlainError, PlainKind, TrustStore,
         VerifiedManifest, delta::OldPayload, plain::DETECT_LEN,
@@ -278,13 +278,14 @@ impl Installer {
     }
 
     /// The detached signatures by which a plain image is to be trusted; `None` when the request's digest
-    /// is enough, or nothing is needed.
+    /// is enough (`trust.plain = "digest"`), or nothing is needed.
     fn detached(
         &self,
         source: &Source,
         request: &Request,
     ) -> Result<Option<DetachedSignatures>, Failure> {
-        if request.sha256.is_some() {
+        let signed_only = self.trust.plain == PlainTrust::Signed;
+        if request.sha256.is_some() && !signed_only {
             return Ok(None);
         }
         let text = source.signatures_beside(DetachedSignatures::MAX_LEN)?;
@@ -292,6 +293,10 @@ impl Installer {
             Some(text) => DetachedSignatures::parse(&text)
                 .map(Some)
                 .map_err(|error| Failure::from(&error)),
+            None if signed_only => {
+                let uri = request.uri.to_string();
+                Err(Failure::from(&InstallError::PlainSignedOnly { uri }))
+            }
             None if self.trust.allow_unsigned => {
                 tracing::warn!("installing a plain image that nothing vouches for");
                 Ok(None)

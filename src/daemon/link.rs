@@ -373,7 +373,11 @@ impl Link {
             let shown = name.escape_debug().to_string();
             tokio::select! {
                 answer = ask(&methods, &commands, &status, &name, &payload) => {
-                    answered(format_args!("method {shown}"), &answer);
+                    match answer.status {
+                        // Nothing that a person wants to read of.
+                        200 if methods.only_asks(&name) => debug!("method {shown} was answered"),
+                        _ => answered(format_args!("method {shown}"), &answer),
+                    }
                     reply.send(answer);
                 }
                 () = reply.is_late() => {

@@ -21,12 +21,13 @@ use tracing_subscriber::{
 
 use crate::{hub::method::Answer, update::events};
 
+/// What is logged unless `FWUPDATED_LOG` says otherwise: what lies below speaks only when something is wrong.
+pub const DEFAULT_FILTER: &str = "info,rustls=error,reqwest=warn,hyper=warn,zbus=warn";
+
 /// Starts logging. A journal that cannot be reached is no reason not to run: then standard error is used.
 pub fn start() {
-    // What lies below speaks only when something is wrong.
-    let default = "info,rustls=error,reqwest=warn,hyper=warn,zbus=warn";
     let filter = EnvFilter::try_from_env("FWUPDATED_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(default))
+        .unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER))
         .add_directive(quiet("tungstenite"))
         .add_directive(quiet("tokio_tungstenite"));
     let registry = tracing_subscriber::registry();

@@ -34,6 +34,7 @@ pub mod updater;
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
+use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -97,7 +98,7 @@ pub fn main() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(run(Arc::new(config)));
+            let result = runtime.block_on(run(Arc::new(config), Timestamp::now));
             // A thread that hangs in a device's driver must not keep the process.
             runtime.shutdown_timeout(Duration::from_secs(1));
             result
@@ -124,8 +125,11 @@ fn cannot_run(failure: &Failure) -> ExitCode {
     ExitCode::from(CONFIG_ERROR)
 }
 
-/// Runs the daemon until a signal says stop.
-async fn run(config: Arc<Config>) -> Result<(), Failure> {
+/// Runs the daemon until a signal says stop. `clock` says when a token for the hub begins and ends.
+///
+/// # Errors
+/// Why it cannot run at all, or went on only with a part of itself.
+pub async fn run(config: Arc<Config>, clock: fn() -> Timestamp) -> Result<(), Failure> {
     let version = env!("CARGO_PKG_VERSION");
     info!(message_id = events::STARTED, "fwupdated {version} starts");
     if config.trust.allow_unsigned {
@@ -193,7 +197,10 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
             }
         })
     };
-    let session = Session::spawn(SessionOptions::with_identity(identity, &config));
+    let session = Session::spawn(SessionOptions {
+        clock,
+        ..SessionOptions::with_identity(identity, &config)
+    });
     let link = Link::new(&config, session, commands, published.clone(), hub);
     let mut link = tokio::spawn(link.run(stop.clone()));
     service_manager::ready();

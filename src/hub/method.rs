@@ -41,6 +41,14 @@ pub struct Methods {
     pub allow_reboot: bool,
 }
 
+impl Methods {
+    /// Whether `name` is a method that asks and changes nothing: back ends may call it each minute.
+    #[must_use]
+    pub fn only_asks(&self, name: &str) -> bool {
+        name == STATUS && !self.update_names.iter().any(|update| update == name)
+    }
+}
+
 /// What a caller wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {

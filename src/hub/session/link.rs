@@ -48,6 +48,9 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a new identity waits for a quiet moment at most.
 const QUIET: Duration = Duration::from_secs(60);
 
+/// A shorter life of a token would be renewed without a pause.
+const LEAST_LIFE: Duration = Duration::from_millis(100);
+
 /// Longest keep-alive: load balancers on the way cut idle connections after 4 minutes.
 const MAX_KEEP_ALIVE: Duration = Duration::from_secs(230);
 
@@ -145,7 +148,7 @@ impl<'a> Link<'a> {
         let pump = pump::run(endpoint, connect, request_receiver, polled_sender);
         let _pump = AbortOnDrop(tokio::spawn(pump));
         let now = Instant::now();
-        let life = task.options.token_lifetime.max(Duration::from_secs(1));
+        let life = task.options.token_lifetime.max(LEAST_LIFE);
         let renew_after = task.jitter.between(life.mul_f64(0.80), life.mul_f64(0.85));
         let renewal = attempt.password.is_some().then(|| Renewal {
             at: now + renew_after,

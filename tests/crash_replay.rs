@@ -3,7 +3,7 @@
 //!
 //! The real daemon runs updates under `strace`, which records each write, sync and rename on slots, environment and
 //! state directory: one that ends well, one over a slot that holds most of it already, one that is not healthy, one
-//! that never comes up, one with a plain image. Then
+//! that never comes up, one with a plain image; all but the last also on boards with RAUC's and Mender's scripts. Then
 //! - **every prefix** is cut off, with what was not synced lost, reordered and torn at 512 bytes in every way
 //!   (`block.rs`, `folder.rs`), and every state that comes of it is held against the [laws](laws::Law), the boot loader
 //!   being read by U-Boot's rules and not by the daemon's;
@@ -34,6 +34,8 @@ mod laws;
 mod mutations;
 #[path = "crash_replay/recover.rs"]
 mod recover;
+#[path = "crash_replay/script.rs"]
+mod script;
 #[path = "crash_replay/strace.rs"]
 mod strace;
 #[path = "crash_replay/trace.rs"]
@@ -59,6 +61,7 @@ use board::Board;
 use fwupdated::platform::uboot_env::{EnvLocation, UbootEnv};
 use laws::{Crash, Findings, Recording, walk};
 use recover::{Recovery, further_cuts, recover};
+use script::{MENDER, OWN, RAUC};
 use support::random::{Random, number};
 use trace::{Medium, Op};
 
@@ -66,6 +69,14 @@ use trace::{Medium, Op};
 const SMALL: usize = 2 << 20;
 /// Bytes of one that is synced on the way, after 64 MiB.
 const LARGE: usize = 80 << 20;
+/// The updates of [`PLANS`] in words.
+const NAMES: [&str; PLANS.len()] = [
+    "an update",
+    "an update over an old one",
+    "an unhealthy one",
+    "one that never comes up",
+    "a plain image",
+];
 /// The seed of what is drawn, unless one is asked for.
 const SEED: u64 = 20_261_128;
 
@@ -103,6 +114,7 @@ fn record(bench: &Bench, place: &Path) -> Vec<Recording> {
         let code = end.error.map(|failure| failure.code);
         assert_eq!((end.stage, code.as_deref()), job.end, "{}", job.id);
         let recording = Recording {
+            script: bench.world.script,
             disk,
             told: told.clone(),
             used_up: false,
@@ -211,17 +223,18 @@ fn recover_all(place: &Path, cuts: &[Cut<'_>], seed: u64) -> Recovery {
     all.into_inner().unwrap()
 }
 
-/// One of each kind among the states of `recordings`, and `more` of any kind.
+/// One of each kind among the states of `recordings`, but of so many `kinds` at most, and `more` of any kind.
 fn choose<'a>(
     found: &'a [(&'a Bench, &'a Recording, Findings)],
+    kinds: usize,
     more: usize,
     random: &mut Random,
 ) -> Vec<Cut<'a>> {
-    let mut kinds: BTreeMap<(usize, &str), Vec<Cut<'a>>> = BTreeMap::new();
+    let mut alike: BTreeMap<(usize, &str), Vec<Cut<'a>>> = BTreeMap::new();
     let mut all = Vec::new();
     for (number, (bench, recording, findings)) in found.iter().enumerate() {
         for crash in &findings.crashes {
-            kinds
+            alike
                 .entry((number, &crash.kind))
                 .or_default()
                 .push((bench, recording, crash));
@@ -229,7 +242,10 @@ fn choose<'a>(
         }
     }
     let mut any = |of: &[Cut<'a>]| of[random.below(of.len() as u64) as usize];
-    let mut chosen: Vec<_> = kinds.values().map(|alike| any(alike)).collect();
+    // From the beginning of the updates to their end.
+    let each = alike.len().div_ceil(kinds).max(1);
+    let chosen = alike.values().step_by(each).map(|alike| any(alike));
+    let mut chosen: Vec<_> = chosen.collect();
     chosen.extend((0..more).map(|_| any(&all)));
     chosen
 }
@@ -239,22 +255,15 @@ fn after_any_power_cut_a_whole_slot_boots_and_the_update_ends_in_the_truth() {
     let seed = seed();
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::new(&dir.path().join("bench"), SMALL, 3, PLANS.len());
-    let strict = Bench::new(&dir.path().join("strict-bench"), SMALL, 1, 1);
+    let bench = Bench::new(&dir.path().join("bench"), &OWN, SMALL, 3, PLANS.len());
+    let strict = Bench::new(&dir.path().join("strict-bench"), &OWN, SMALL, 1, 1);
     let recordings = record(&bench, &dir.path().join("device"));
     let once = record(&strict, &dir.path().join("strict")).remove(0);
     let mut found = Vec::new();
     let mut environments = BTreeSet::new();
-    let names = [
-        "an update",
-        "an update over an old one",
-        "an unhealthy one",
-        "one that never comes up",
-        "a plain image",
-    ];
     let all = recordings
         .iter()
-        .zip(names)
+        .zip(NAMES)
         .map(|(recording, name)| (&bench, recording, name));
     for (bench, recording, name) in all.chain([(&strict, &once, "an update with a single try")]) {
         let mut findings = examine(bench, recording, name, &mut random);
@@ -262,8 +271,18 @@ fn after_any_power_cut_a_whole_slot_boots_and_the_update_ends_in_the_truth() {
         found.push((bench, recording, findings));
     }
     assert_read_alike(dir.path(), &environments);
-    let chosen = choose(&found, if is_full() { 1000 } else { 20 }, &mut random);
+    let chosen = choose(
+        &found,
+        usize::MAX,
+        if is_full() { 1000 } else { 20 },
+        &mut random,
+    );
     let recovery = recover_all(dir.path(), &chosen, seed);
+    assert_ends(&recovery, seed);
+}
+
+/// Says how the updates ended that the daemon brought to an end: there must be some of each kind.
+fn assert_ends(recovery: &Recovery, seed: u64) {
     let mut outcomes: BTreeMap<&str, usize> = BTreeMap::new();
     for outcome in &recovery.outcomes {
         *outcomes.entry(outcome).or_default() += 1;
@@ -286,19 +305,44 @@ fn after_any_power_cut_a_whole_slot_boots_and_the_update_ends_in_the_truth() {
 }
 
 #[test]
+fn so_it_is_with_the_scripts_of_rauc_and_mender() {
+    let seed = seed();
+    let mut random = Random(seed);
+    let dir = tempfile::tempdir().unwrap();
+    for script in [&RAUC, &MENDER] {
+        let place = dir.path().join(script.name);
+        let bench = Bench::new(&place.join("bench"), script, SMALL, 3, 4);
+        let recordings = record(&bench, &place.join("device"));
+        let mut found = Vec::new();
+        for (recording, name) in recordings.iter().zip(NAMES) {
+            let what = format!("{name} with {}'s script", script.name);
+            let findings = examine(&bench, recording, &what, &mut random);
+            found.push((&bench, recording, findings));
+        }
+        let (kinds, more) = if is_full() {
+            (usize::MAX, 300)
+        } else {
+            (24, 0)
+        };
+        let chosen = choose(&found, kinds, more, &mut random);
+        assert_ends(&recover_all(&place, &chosen, seed), seed);
+    }
+}
+
+#[test]
 #[ignore = "takes minutes and a gigabyte; `make crash-replay` runs it"]
 fn so_it_is_with_an_image_that_is_synced_on_the_way() {
     let seed = seed();
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::new(&dir.path().join("bench"), LARGE, 3, 1);
+    let bench = Bench::new(&dir.path().join("bench"), &OWN, LARGE, 3, 1);
     let recording = record(&bench, &dir.path().join("device")).remove(0);
     let slot = Medium::Slot(bench.world.jobs[0].target);
     let syncs = recording.ops.iter().filter(|op| **op == Op::Sync(slot));
     assert!(syncs.count() > 5, "{}", story(&recording));
     let findings = examine(&bench, &recording, "a large update", &mut random);
     let found = [(&bench, &recording, findings)];
-    let chosen = choose(&found, 10, &mut random);
+    let chosen = choose(&found, usize::MAX, 10, &mut random);
     let recovery = recover_all(dir.path(), &chosen, seed);
     say(&format!(
         "{} power cuts of a large update given to the real daemon; seed {seed}",
@@ -309,33 +353,52 @@ fn so_it_is_with_an_image_that_is_synced_on_the_way() {
 #[test]
 fn each_wrong_order_is_found() {
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::new(&dir.path().join("bench"), SMALL, 3, 1);
-    let right = record(&bench, &dir.path().join("device")).remove(0);
     let mut random = Random(seed());
-    examine(&bench, &right, "the right order", &mut random);
-    for mutation in mutations::MUTATIONS {
-        let mut wrong = right.clone();
-        (mutation.make)(&mut wrong);
-        let findings = walk(&bench.world, &wrong, &mut random);
-        let broken = findings
-            .violations
-            .iter()
-            .filter(|violation| violation.law == mutation.breaks);
-        let count = broken.count();
-        let others: BTreeSet<_> = findings
-            .violations
-            .iter()
-            .map(|violation| violation.law)
-            .collect();
-        assert!(
-            count > 0,
-            "{} breaks {others:?} only\n{}",
-            mutation.name,
-            story(&wrong)
-        );
-        say(&format!(
-            "found: {} ({:?}, {count} states)",
-            mutation.name, mutation.breaks
-        ));
+    let mut made: BTreeMap<&str, usize> = BTreeMap::new();
+    for script in [&OWN, &RAUC, &MENDER] {
+        let place = dir.path().join(script.name);
+        let bench = Bench::new(&place.join("bench"), script, SMALL, 3, 1);
+        let right = record(&bench, &place.join("device")).remove(0);
+        let what = format!("the right order with {}'s script", script.name);
+        examine(&bench, &right, &what, &mut random);
+        for mutation in mutations::MUTATIONS {
+            let mut wrong = right.clone();
+            (mutation.make)(&mut wrong);
+            if wrong.ops == right.ops {
+                continue;
+            }
+            *made.entry(script.name).or_default() += 1;
+            let findings = walk(&bench.world, &wrong, &mut random);
+            let broken = findings
+                .violations
+                .iter()
+                .filter(|violation| violation.law == mutation.breaks);
+            let count = broken.count();
+            let others: BTreeSet<_> = findings
+                .violations
+                .iter()
+                .map(|violation| violation.law)
+                .collect();
+            assert!(
+                count > 0,
+                "{}: {} breaks {others:?} only\n{}",
+                script.name,
+                mutation.name,
+                story(&wrong)
+            );
+            say(&format!(
+                "{}: found: {} ({:?}, {count} states)",
+                script.name, mutation.name, mutation.breaks
+            ));
+        }
     }
+    say(&format!("wrong orders that were found: {made:?}"));
+    // One is RAUC's own, and one means nothing to Mender's script.
+    let all = mutations::MUTATIONS.len();
+    let expected = [
+        (OWN.name, all - 1),
+        (RAUC.name, all),
+        (MENDER.name, all - 2),
+    ];
+    assert_eq!(made, expected.into());
 }

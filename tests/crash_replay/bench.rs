@@ -11,6 +11,7 @@ use fwupdated::update::{slot::Slot, status::Stage};
 use super::{
     disk::Disk,
     folder::Files,
+    script::Script,
     uboot::{self, Variables},
     world::{Job, World},
 };
@@ -77,9 +78,15 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// The first `count` of the [`PLANS`], with images of `size` bytes for slots that are a fourth larger, and so many boots
-    /// of a trial.
-    pub(crate) fn new(dir: &Path, size: usize, tries: u8, count: usize) -> Self {
+    /// The first `count` of the [`PLANS`] on boards with this boot script, with images of `size` bytes for slots that are a
+    /// fourth larger, and so many boots of a trial.
+    pub(crate) fn new(
+        dir: &Path,
+        script: &'static Script,
+        size: usize,
+        tries: u8,
+        count: usize,
+    ) -> Self {
         fwupdated::platform::tls::install_provider();
         fs::create_dir_all(dir).unwrap();
         let server = ImageServer::start();
@@ -112,6 +119,7 @@ impl Bench {
             end: plan.end,
         });
         let world = World {
+            script,
             jobs: jobs.collect(),
             factory,
         };
@@ -142,16 +150,12 @@ impl Bench {
         for name in ["bootcmd", "fwupdated_m", "fwupdated_t", "fwupdated_trial_m"] {
             variables.insert(name.to_owned(), name.repeat(1000 / name.len()));
         }
-        variables.insert("fwupdated_slot".to_owned(), "a".to_owned());
-        let mut before = variables.clone();
+        let script = self.world.script;
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        variables.extend(script.factory.iter().map(owned));
         // Slot b ran before slot a was installed: so says the older copy. The counter of the copies wraps around soon.
-        let values = [
-            ("slot", "b"),
-            ("trial", "a"),
-            ("tries", "2"),
-            ("job", "before"),
-        ];
-        before.extend(values.map(|(name, value)| (format!("fwupdated_{name}"), value.to_owned())));
+        let mut before = variables.clone();
+        before.extend(script.before.iter().map(owned));
         let env = [uboot::encode(&variables, 254), uboot::encode(&before, 253)].concat();
         Disk::new([a.clone(), b.clone()], env, Files::new())
     }

@@ -65,7 +65,11 @@ impl<'a> Board<'a> {
         let device = Device::install(&bench.site, place, 4096, "1.0.0", &health);
         let kind = "kind = \"file\"\n";
         let text = fs::read_to_string(device.config()).unwrap();
-        let text = text.replace(kind, &format!("{kind}tries = {}\n", bench.tries));
+        let settings = bench.world.script.settings;
+        let text = text.replace(
+            kind,
+            &format!("{kind}tries = {}\n{settings}\n", bench.tries),
+        );
         fs::write(device.config(), text).unwrap();
         // Long enough for a client to have come.
         device.add_health_check(
@@ -127,27 +131,27 @@ impl<'a> Board<'a> {
     fn power_on(&mut self) -> Result<Slot, String> {
         let bytes = self.device.env_bytes();
         let (_, before) = uboot::read(&bytes).ok_or("there is no good copy of the environment")?;
-        let (slot, after) = uboot::decide(&before);
-        let record = |reader: &mut Option<Reader>, op| {
-            if let Some(reader) = reader {
+        let script = self.bench.world.script;
+        let trial = script.decision(&before)?.trial;
+        let (stored, slot) = script.boot(&before);
+        self.used_up |= trial.is_some_and(|trial| trial.slot != slot);
+        let mut record = |op| {
+            if let Some(reader) = &mut self.reader {
                 reader.push(op);
             }
         };
-        record(&mut self.reader, Op::Boot(slot));
-        if before != after {
-            self.used_up |=
-                before.contains_key("fwupdated_trial") && !after.contains_key("fwupdated_trial");
-            let (offset, copy) = uboot::save(&bytes, &after);
-            let mut bytes = bytes;
+        record(Op::Boot(slot));
+        let mut bytes = bytes;
+        for variables in stored {
+            let (offset, copy) = uboot::save(&bytes, &variables);
             bytes[usize::try_from(offset).unwrap()..][..COPY].copy_from_slice(&copy);
-            fs::write(self.device.dir.join("uboot.env"), bytes).unwrap();
-            let op = Op::Write {
+            fs::write(self.device.dir.join("uboot.env"), &bytes).unwrap();
+            record(Op::Write {
                 medium: Medium::Env,
                 offset,
                 bytes: copy.into(),
-            };
-            record(&mut self.reader, op);
-            record(&mut self.reader, Op::Sync(Medium::Env));
+            });
+            record(Op::Sync(Medium::Env));
         }
         self.device.boots += 1;
         let boot = format!("slot={slot}\nboot_id={:08}\n", self.device.boots);

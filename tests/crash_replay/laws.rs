@@ -7,13 +7,13 @@ use std::{
 
 use fwupdated::{
     daemon::saved::Saved,
-    platform::uboot_env::names,
     update::{machine::State, slot::Slot, status::Stage},
 };
 
 use super::{
     block::{Block, SECTOR},
     disk::Disk,
+    script::{Decision, Script},
     trace::{Medium, Op, Told},
     uboot::{self, Variables},
     world::{Content, World, is_end},
@@ -99,6 +99,8 @@ pub(crate) struct Findings {
 /// A device at first, and what it did then.
 #[derive(Clone)]
 pub(crate) struct Recording {
+    /// By what it boots.
+    pub(crate) script: &'static Script,
     /// What it held.
     pub(crate) disk: Disk,
     /// What was told before.
@@ -149,12 +151,6 @@ struct Walk<'a> {
     findings: &'a mut Findings,
 }
 
-/// The part of the environment that decides.
-struct Decision {
-    confirmed: Slot,
-    trial: Option<(Slot, String)>,
-}
-
 impl Walk<'_> {
     fn note(&mut self, op: &Op) {
         match op {
@@ -165,7 +161,8 @@ impl Walk<'_> {
                 ..
             } => {
                 if let Some((_, variables)) = uboot::decode(bytes) {
-                    self.used_up &= !variables.contains_key(names::TRIAL);
+                    let trial = self.decision(&variables).ok().and_then(|it| it.trial);
+                    self.used_up &= trial.is_none_or(|trial| trial.left == 0);
                     self.decided.push(variables);
                 }
             }
@@ -174,12 +171,20 @@ impl Walk<'_> {
             }
             Op::Boot(slot) => {
                 let latest = self.disk.env.latest();
-                let variables = uboot::read(&latest).map(|(_, variables)| variables);
-                let trial = variables.and_then(|variables| variables.get(names::TRIAL).cloned());
-                self.used_up |= trial.is_some_and(|trial| trial != slot.name());
+                let decision = uboot::read(&latest).map(|(_, env)| self.decision(&env));
+                let trial = decision.and_then(Result::ok).and_then(|it| it.trial);
+                self.used_up |= trial.is_some_and(|trial| trial.slot != *slot);
             }
             _ => {}
         }
+    }
+
+    fn decision(&self, variables: &Variables) -> Result<Decision, String> {
+        self.world.script.decision(variables)
+    }
+
+    fn shown(&self, variables: &Variables) -> String {
+        self.world.script.shown(variables)
     }
 
     fn look(&mut self, step: usize, random: &mut Random) {
@@ -208,14 +213,17 @@ impl Walk<'_> {
                 continue;
             };
             if !self.decided.contains(&variables) {
-                let text = format!("{} is neither the old nor the new one", shown(&variables));
+                let text = format!(
+                    "{} is neither the old nor the new one",
+                    self.shown(&variables)
+                );
                 broken.push((Law::DecisionsAreWhole, text));
             }
             self.look_at_copies(&bytes, &mut broken);
-            let (boots, _) = uboot::decide(&variables);
-            match decision(&variables) {
+            match self.decision(&variables) {
                 Err(text) => broken.push((Law::DecisionsAreWhole, text)),
                 Ok(decision) => {
+                    let (_, boots) = self.world.script.boot(&variables);
                     self.look_at_choice(boots, &decision, &mut broken);
                     for (document, saved) in &parsed {
                         if let Err(text) = self.agree(saved, &decision) {
@@ -286,8 +294,8 @@ impl Walk<'_> {
             broken.push((Law::ThereIsAWayBack, text));
         }
         let fine = match &decision.trial {
-            Some((trial, id)) if *trial == boots => self.holds(boots, |content| {
-                content.job.is_some_and(|job| job.id == *id)
+            Some(trial) if trial.slot == boots => self.holds(boots, |content| {
+                content.job.is_some_and(|job| job.id == trial.id)
             }),
             _ => boots == confirmed && way_back,
         };
@@ -299,21 +307,16 @@ impl Walk<'_> {
 
     fn look_at_copies(&self, bytes: &[u8], broken: &mut Vec<(Law, String)>) {
         for (_, variables) in uboot::copies(bytes).into_iter().flatten() {
-            let Ok(decision) = decision(&variables) else {
+            let Ok(decision) = self.decision(&variables) else {
                 continue;
             };
-            let slots = [
-                Some(decision.confirmed),
-                decision.trial.map(|(slot, _)| slot),
-            ];
-            for slot in slots
-                .into_iter()
-                .flatten()
-                .filter(|slot| !self.holds(*slot, |_| true))
-            {
+            for slot in decision.may_boot {
+                if self.holds(slot, |_| true) {
+                    continue;
+                }
                 let text = format!(
                     "a copy says {}, and slot {slot} may hold no whole image",
-                    shown(&variables)
+                    self.shown(&variables)
                 );
                 broken.push((Law::OneCopyOfTheEnvironmentIsEnough, text));
             }
@@ -348,10 +351,10 @@ impl Walk<'_> {
             (None, Some(last)) => last.target.other(),
             (None, None) => Slot::A,
         };
-        let ours = trial.is_some_and(|(slot, id)| {
+        let ours = trial.is_some_and(|trial| {
             machine
                 .job()
-                .is_some_and(|job| job.id == *id && job.target == *slot)
+                .is_some_and(|job| job.id == trial.id && job.target == trial.slot)
         });
         let old = decision.confirmed == expected;
         let fine = match machine {
@@ -371,6 +374,7 @@ impl Walk<'_> {
             State::Confirming(_) => (old && (ours || self.used_up)) || (!old && trial.is_none()),
         };
         fine.then_some(()).ok_or_else(|| {
+            let trial = trial.map(|trial| (trial.slot, &trial.id));
             format!(
                 "{} with slot {} confirmed and the trial {trial:?}",
                 name(machine),
@@ -386,7 +390,7 @@ impl Walk<'_> {
         format!(
             "{} {job} {known} {} a:{a} b:{b}",
             name(&saved.machine),
-            shown(variables)
+            self.shown(variables)
         )
     }
 }
@@ -398,37 +402,4 @@ pub(crate) fn name(machine: &State) -> String {
         .as_str()
         .expect("a state has a name")
         .to_owned()
-}
-
-/// Our variables, without those that never change.
-pub(crate) fn shown(variables: &Variables) -> String {
-    let ours = [names::SLOT, names::TRIAL, names::TRIES, names::JOB];
-    let value = |name| variables.get(name).map_or("-", String::as_str);
-    ours.map(value).join("/")
-}
-
-fn decision(variables: &Variables) -> Result<Decision, String> {
-    let half = || format!("half a decision: {}", shown(variables));
-    let slot = |name| {
-        variables
-            .get(name)
-            .map(|value| value.parse::<Slot>().map_err(|_| half()))
-            .transpose()
-    };
-    let confirmed = slot(names::SLOT)?.ok_or_else(half)?;
-    let (trial, tries, job) = (
-        slot(names::TRIAL)?,
-        variables.get(names::TRIES),
-        variables.get(names::JOB),
-    );
-    let trial = match (trial, tries, job) {
-        (None, None, None) => None,
-        (Some(trial), Some(_), Some(job)) if trial != confirmed => {
-            // Behind the id, the version.
-            let id = job.split(' ').next().unwrap_or_default();
-            Some((trial, id.to_owned()))
-        }
-        _ => return Err(half()),
-    };
-    Ok(Decision { confirmed, trial })
 }

@@ -1,11 +1,12 @@
 //! Orders that are wrong, made of one that is right: a replay that does not find them would prove nothing.
 
-use fwupdated::{platform::uboot_env::names, update::slot::Slot};
+use fwupdated::update::slot::Slot;
 use serde_json::Value;
 
 use super::{
     disk::Disk,
     laws::{Law, Recording},
+    script::{Decision, RAUC},
     trace::{Medium, Op, Told},
     uboot::{self, COPY, Variables},
 };
@@ -16,7 +17,8 @@ pub(crate) struct Mutation {
     pub(crate) name: &'static str,
     /// The law that it breaks.
     pub(crate) breaks: Law,
-    /// Makes it, of a recorded update to slot b that ended well.
+    /// Makes it, of a recorded update to slot b that ended well; leaves the recording as it is where the boot script knows
+    /// no such mistake.
     pub(crate) make: fn(&mut Recording),
 }
 
@@ -96,7 +98,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         breaks: Law::DecisionsAreWhole,
         make: |recording| {
             let at = armed(recording);
-            in_two_writes(recording, at, &[names::TRIES, names::JOB]);
+            let later = recording.script.armed_later;
+            in_two_writes(recording, at, later);
         },
     },
     Mutation {
@@ -104,7 +107,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         breaks: Law::DecisionsAreWhole,
         make: |recording| {
             let at = marked_good(recording);
-            in_two_writes(recording, at, &[names::TRIAL, names::TRIES, names::JOB]);
+            let later = recording.script.good_later;
+            in_two_writes(recording, at, later);
         },
     },
     Mutation {
@@ -122,9 +126,24 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         name: "an older decision is left in the other copy of the environment",
         breaks: Law::OneCopyOfTheEnvironmentIsEnough,
         make: |recording| {
-            let level = first(recording, |op| is_write(op, Medium::Env));
-            assert!(level < armed(recording));
+            let armed = armed(recording);
+            let before = recording.ops[..armed].iter();
+            let level = before.rev().position(|op| is_write(op, Medium::Env));
+            let level = armed - 1 - level.expect("the copies are made to say the same");
             recording.ops.drain(level..level + 2);
+        },
+    },
+    Mutation {
+        name: "the order of RAUC's script names the slot while it is written",
+        breaks: Law::OneCopyOfTheEnvironmentIsEnough,
+        make: |recording| {
+            for at in (0..armed(recording)).rev() {
+                let without = decision(recording, &recording.ops[at])
+                    .is_some_and(|decision| decision.may_boot == [Slot::A]);
+                if without && recording.script.name == RAUC.name {
+                    recording.ops.drain(at..at + 2);
+                }
+            }
         },
     },
     Mutation {
@@ -245,17 +264,23 @@ fn variables(op: &Op) -> Option<Variables> {
     }
 }
 
+/// What a write of the environment decides.
+fn decision(recording: &Recording, op: &Op) -> Option<Decision> {
+    recording.script.decision(&variables(op)?).ok()
+}
+
 /// The write that arms the slot; its sync follows.
 fn armed(recording: &Recording) -> usize {
     first(recording, |op| {
-        variables(op).is_some_and(|env| env.contains_key(names::TRIAL))
+        decision(recording, op).is_some_and(|decision| decision.trial.is_some())
     })
 }
 
 /// The write that marks the slot good; its sync follows.
 fn marked_good(recording: &Recording) -> usize {
     last(recording, |op| {
-        variables(op).is_some_and(|env| env[names::SLOT] == "b")
+        decision(recording, op)
+            .is_some_and(|decision| decision.trial.is_none() && decision.confirmed == Slot::B)
     })
 }
 
@@ -285,6 +310,9 @@ fn shift(recording: &mut Recording, steps: std::ops::Range<usize>, to: usize) {
 /// Parts the write at `at`: in the first one the variables `later` are as before. Nothing follows, since what did was
 /// made for other copies.
 fn in_two_writes(recording: &mut Recording, at: usize, later: &[&str]) {
+    if later.is_empty() {
+        return;
+    }
     let mut disk: Disk = recording.disk.clone();
     recording.ops[..at].iter().for_each(|op| disk.apply(op));
     let whole = variables(&recording.ops[at]).expect("a write of the environment");

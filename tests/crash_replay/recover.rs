@@ -23,6 +23,9 @@ const USED_UP: [&str; 2] = ["trial-boot-failed", "trial-not-confirmed"];
 /// So many power cuts one after another, each while the device recovers from the one before.
 const MOST_CUTS: u32 = 3;
 
+/// Boots at rest that are looked at.
+const BOOTS_AT_REST: usize = 6;
+
 /// How the updates of one device ended, and what was looked at on the way.
 #[derive(Default)]
 pub(crate) struct Recovery {
@@ -99,6 +102,7 @@ pub(crate) fn recover(
     };
     if record {
         let recording = Recording {
+            script: bench.world.script,
             disk: Disk::new(slots, crash.env.clone(), files),
             told,
             used_up: crash.used_up,
@@ -178,13 +182,24 @@ fn judge(
         outcome = code.unwrap_or("complete").to_owned();
     }
     let (_, variables) = uboot::read(disk.env.durable()).ok_or("the environment is gone")?;
-    let (boots, after) = uboot::decide(&variables);
-    if after != variables || boots != confirmed {
+    let script = world.script;
+    let decision = script.decision(&variables)?;
+    // With no daemon to look after it, as often as RAUC's script would count it.
+    let mut left = variables.clone();
+    let boots: Vec<_> = (0..BOOTS_AT_REST)
+        .map(|_| {
+            let (mut stored, slot) = script.boot(&left);
+            left = stored.pop().unwrap_or_else(|| left.clone());
+            slot
+        })
+        .collect();
+    if decision.trial.is_some() || boots != [confirmed; BOOTS_AT_REST] {
         return Err(format!(
-            "at rest the environment says {}, slot {confirmed} should be confirmed",
-            super::laws::shown(&variables)
+            "at rest the environment says {}, slot {confirmed} should be confirmed; it boots {boots:?}",
+            script.shown(&variables)
         ));
     }
+    let boots = confirmed;
     let whole = |content: Content<'_>| {
         disk.slot(boots)
             .surely(0..content.bytes.len(), content.bytes)

@@ -1,12 +1,7 @@
 //! The boot loader: the environment read, and written, by U-Boot's rules (`env/common.c`, `env_check_redund`), with
-//! nothing of the daemon's own reader.
+//! nothing of the daemon's own reader. What its variables mean: `script.rs`.
 
 use std::collections::BTreeMap;
-
-use fwupdated::{
-    platform::uboot_env::{Env, boot_decision},
-    update::slot::Slot,
-};
 
 /// Bytes of one copy: CRC-32 (little endian, of the data), flags, data.
 pub(crate) const COPY: usize = 0x4000;
@@ -76,17 +71,4 @@ pub(crate) fn save(bytes: &[u8], variables: &Variables) -> (u64, Vec<u8>) {
     let flags = bytes[index * COPY + 4].wrapping_add(1);
     let other = 1 - index;
     ((other * COPY) as u64, encode(variables, flags))
-}
-
-/// What the boot script does with `variables`: the slot that boots, and the variables as it leaves them.
-pub(crate) fn decide(variables: &Variables) -> (Slot, Variables) {
-    let mut env = Env::default();
-    for (name, value) in variables {
-        env.set(name, value).expect("they were in an environment");
-    }
-    let slot = boot_decision(&mut env);
-    let left = env
-        .iter()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()));
-    (slot, left.collect())
 }

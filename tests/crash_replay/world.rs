@@ -5,6 +5,8 @@ use fwupdated::update::{
     status::{Stage, UpdateReport},
 };
 
+use super::script::Script;
+
 /// An update that the device may be asked for.
 pub(crate) struct Job {
     /// Its id.
@@ -19,6 +21,8 @@ pub(crate) struct Job {
 
 /// What a device is meant to hold.
 pub(crate) struct World {
+    /// By what it boots.
+    pub(crate) script: &'static Script,
     /// What the slots held at first, a and b. Slot a runs.
     pub(crate) factory: [Vec<u8>; 2],
     /// All updates, in order.

@@ -21,7 +21,7 @@ test: setup ## Run every check: format, lints, dependencies, all tests
 	@tests/run.sh
 
 .PHONY: crash-replay
-crash-replay: setup ## Replay every power cut of whole updates, at length: a thousand of them given to the real daemon (20 minutes)
+crash-replay: setup ## Replay every power cut of whole updates, at length: fifteen hundred of them given to the real daemon (half an hour)
 	@CRASH_REPLAY=full cargo test --locked --test crash_replay -- --include-ignored
 
 .PHONY: deb

@@ -320,7 +320,7 @@ fn so_it_is_with_the_scripts_of_rauc_and_mender() {
             found.push((&bench, recording, findings));
         }
         let (kinds, more) = if is_full() {
-            (usize::MAX, 300)
+            (usize::MAX, 100)
         } else {
             (24, 0)
         };

@@ -2,8 +2,9 @@
 # Tests the Debian packages: `tests/packaging/run.sh [--whole]`. Without root or mmdebstrap it says SKIPPED and why;
 # PACKAGE_TEST=required makes that a failure.
 #
-#   always    lintian; the packages' life in clean roots of Debian 12 and 13; an upgrade in the middle of an update, in a
-#             container with systemd. With development builds, which take no time here.
+#   always    lintian; the packages' life in clean roots of Debian 12 and 13; in a container with systemd, the system bus
+#             and polkit: who may what, and an upgrade in the middle of an update. With development builds, which take no
+#             time here.
 #   --whole   the same with release builds for all architectures (make deb ARCH=all), piuparts, and an update by the arm64
 #             package, run by QEMU.
 set -euo pipefail
@@ -55,26 +56,36 @@ echo "packages: lintian"
 lintian --allow-root --fail-on error,warning --tag-display-limit 0 "${lintian_of[@]}"
 stat --format='%s %n' "${lintian_of[@]}" | awk '{printf "packages: %5.1f MB %s\n", $1 / 1e6, $2}'
 
-for suite in $suites; do
-    archive=$place/roots/$suite-$own.tar code=0
-    tests/packaging/root.sh "$suite" "$own" "$archive" || code=$?
+clean_root() { # clean_root SUITE ARCHITECTURE: the archive is $place/roots/SUITE-ARCHITECTURE.tar
+    local code=0
+    tests/packaging/root.sh "$1" "$2" "$place/roots/$1-$2.tar" || code=$?
     [ "$code" -ne 75 ] || skip "Debian's packages cannot be had here"
     [ "$code" -eq 0 ] || exit "$code"
-    tests/packaging/cycle.sh "$archive" "$debs"
+}
+for suite in $suites; do
+    clean_root "$suite" "$own"
+    tests/packaging/cycle.sh "$place/roots/$suite-$own.tar" "$debs"
 done
 
 root=$(mktemp -d "$place/container.XXXXXX")
 trap 'rm -rf "$root"' EXIT
-tar -C "$root" -xf "$place/roots/${suites##* }-$own.tar"
-cp "$debs"/old/*.deb "$root/old.deb"
-chroot "$root" dpkg --install /old.deb >"$place/container.log" 2>&1
-mkdir -p "$root/var/log/journal"
-echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
-echo fwupdated-test >"$root/etc/hostname"
-echo 127.0.0.1 localhost fwupdated-test >"$root/etc/hosts"
-systemctl --root="$root" --quiet mask console-getty.service getty.target systemd-networkd.service systemd-resolved.service \
-    systemd-timesyncd.service
-cargo test --quiet --workspace --locked --test packages -- container "$root" "$(ls "$debs"/fwupdated_*.deb)"
+containers=${suites##* }
+[ "${1:-}" != --whole ] || containers=$suites
+for suite in $containers; do
+    echo "packages: $suite in a container"
+    rm -rf "$root"
+    mkdir "$root"
+    tar -C "$root" -xf "$place/roots/$suite-$own.tar"
+    cp "$debs"/old/*.deb "$root/old.deb"
+    chroot "$root" dpkg --install /old.deb >"$place/container.log" 2>&1
+    mkdir -p "$root/var/log/journal"
+    echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
+    echo fwupdated-test >"$root/etc/hostname"
+    echo 127.0.0.1 localhost fwupdated-test >"$root/etc/hosts"
+    systemctl --root="$root" --quiet mask console-getty.service getty.target systemd-networkd.service \
+        systemd-resolved.service systemd-timesyncd.service
+    cargo test --quiet --workspace --locked --test packages -- container "$root" "$(ls "$debs"/fwupdated_*.deb)"
+done
 rm -rf "$root"
 
 [ "${1:-}" = --whole ] || exit 0
@@ -84,8 +95,8 @@ for suite in $suites; do
     gzip -c "$place/roots/$suite-$own.tar" >"$place/roots/$suite-$own.tar.gz"
     for deb in "$debs"/*.deb; do
         log=$place/piuparts-$suite-$(basename "$deb" .deb).log
-        piuparts --distribution "$suite" --basetgz "$place/roots/$suite-$own.tar.gz" --no-eatmydata --quiet --log-file "$log" \
-            --skip-minimize --warn-on-others "$deb" >/dev/null 2>&1 || {
+        piuparts --distribution "$suite" --basetgz "$place/roots/$suite-$own.tar.gz" --keep-sources-list --no-eatmydata \
+            --skip-minimize --warn-on-others "$deb" >"$log" 2>&1 || {
             tail -n 40 "$log" >&2
             exit 1
         }
@@ -93,9 +104,8 @@ for suite in $suites; do
     done
 done
 
-archive=$place/roots/bookworm-arm64.tar
-tests/packaging/root.sh bookworm arm64 "$archive"
+clean_root bookworm arm64
 mkdir "$root"
-tar -C "$root" -xf "$archive"
+tar -C "$root" -xf "$place/roots/bookworm-arm64.tar"
 dpkg-deb -x "$(ls target/debian/fwupdated_*_arm64.deb)" "$root"
 cargo test --quiet --workspace --locked --test packages -- foreign "$(command -v qemu-aarch64-static)" "$PWD/$root"

@@ -1,9 +1,11 @@
 //! Installed packages at work: the daemon of a package does an update, with the hub and the image server out here.
 //!
-//! `container ROOT NEW`: under a real systemd, with the package's own unit, sandbox and scripts; the package is upgraded
-//! to NEW in the middle of the update. `foreign QEMU ROOT`: a package of another architecture, run by QEMU's user mode.
+//! `container ROOT NEW`: under a real systemd, system bus and polkit, with the package's own unit, sandbox, policies and
+//! scripts; the package is upgraded to NEW in the middle of the update. `foreign QEMU ROOT`: a package of another architecture, run by QEMU's user mode.
 //! Not a test for `cargo test`, since both need a root file system, which `tests/packaging/run.sh` makes first.
 
+#[path = "packaging/local_control.rs"]
+mod local_control;
 mod support;
 
 use std::{
@@ -145,6 +147,11 @@ async fn container(root: &Path, new: &Path) {
         fs::copy(&file, &copy).unwrap();
         config = config.replace(file.to_str().unwrap(), copy.to_str().unwrap());
     }
+    // The package's own socket, and the bus.
+    let socket = format!("socket = \"{}/control\"\nbus = false\n", folder.display());
+    assert!(config.contains(&socket), "{config}");
+    config = config.replace(&socket, "");
+    local_control::prepare(root);
     fs::write(root.join("etc/fwupdated/conf.d/10-device.toml"), config).unwrap();
     // What the unit says about a state directory elsewhere.
     let drop_in = root.join("etc/systemd/system/fwupdated.service.d");
@@ -162,6 +169,8 @@ async fn container(root: &Path, new: &Path) {
     say("systemd runs the installed daemon; it is connected");
 
     rig.server.throttle(Some(LINE));
+    local_control::who_may_what(&inside, root, &rig, &mut device).await;
+
     let (id, raw, size) = update(&rig).await;
     device
         .until("a fifth of the download", |_| {
@@ -208,6 +217,10 @@ async fn container(root: &Path, new: &Path) {
     }
     let failed = inside.run(&["systemctl", "--failed", "--plain", "--no-legend"]);
     assert!(!failed.contains("fwupdated"), "{failed}");
+    // nsenter leaves it in a folder that has no name in there.
+    let verify = "cd / && systemd-analyze verify --man=no fwupdated.service fwupdated-trial.timer 2>&1; true";
+    let said = inside.run(&["sh", "-c", verify]);
+    assert!(!said.contains("fwupdated"), "{said}");
     if root
         .join("usr/lib/systemd/catalog/fwupdated.catalog")
         .exists()

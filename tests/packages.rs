@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fwupdated::update::slot::Slot;
+use fwupdated::update::{events, slot::Slot};
 use serde_json::{Value, json};
 use support::rig::{Device, PATIENCE, Rig, noise, run};
 use tempfile::TempDir;
@@ -221,14 +221,36 @@ async fn container(root: &Path, new: &Path) {
     let verify = "cd / && systemd-analyze verify --man=no fwupdated.service fwupdated-trial.timer 2>&1; true";
     let said = inside.run(&["sh", "-c", verify]);
     assert!(!said.contains("fwupdated"), "{said}");
-    if root
-        .join("usr/lib/systemd/catalog/fwupdated.catalog")
-        .exists()
-    {
-        let explained = inside.run(&["journalctl", "--no-pager", "-x", "--unit=fwupdated"]);
-        assert!(explained.contains("Subject: "), "{explained}");
-        say("journal and catalog tell the story");
+    let last = format!("idle; last update {id}: applyComplete\"");
+    inside
+        .until(&["systemctl", "status", "--full", "fwupdated"], &last)
+        .await;
+    let history = inside.run(&["fwupdatectl", "history", "-n", "1"]);
+    assert!(
+        history.contains(&id) && history.contains("applyComplete"),
+        "{history}"
+    );
+    // The story of two daemons, one of them upgraded, and of two boots.
+    let of_update = format!("FWUPDATED_UPDATE_ID={id}");
+    let entries = inside.run(&["journalctl", "-o", "json", &of_update]);
+    let entries = entries.lines().map(serde_json::from_str::<Value>);
+    let mut told = entries.map(|entry| entry.expect("a line of JSON"));
+    for event in [
+        events::UPDATE_ACCEPTED,
+        events::UPDATE_RESUMED,
+        events::SLOT_ARMED,
+        events::REBOOTING,
+        events::TRIAL_BEGAN,
+        events::UPDATE_COMPLETE,
+    ] {
+        let found = told.any(|entry| entry["MESSAGE_ID"] == event);
+        assert!(found, "{event} is not in the journal, or not in its place");
     }
+    let end = format!("MESSAGE_ID={}", events::UPDATE_COMPLETE);
+    let explained = inside.run(&["journalctl", "-x", "-b", &end, &of_update]);
+    let subject = format!("Subject: Update {id} is complete");
+    assert!(explained.contains(&subject), "{explained}");
+    say("status, history, journal and catalog tell the story");
     device.stop();
     say("shut down cleanly");
 }

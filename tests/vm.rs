@@ -15,6 +15,8 @@ mod bench;
 mod disk;
 #[path = "vm/images.rs"]
 mod images;
+#[path = "vm/look.rs"]
+mod look;
 #[path = "vm/machine.rs"]
 mod machine;
 #[path = "vm/scenarios.rs"]
@@ -67,6 +69,7 @@ fn all() -> Vec<Scenario> {
         Scenario::StateFull,
     ];
     scenarios.extend([Scenario::PowerCuts(EVERY_MOMENT)].repeat(ROUNDS));
+    scenarios.push(Scenario::CarriedOver);
     scenarios
 }
 

@@ -57,6 +57,8 @@ pub(crate) struct Running {
 
 /// The end of an update, as the twin tells it, and found true.
 pub(crate) struct End {
+    /// The update's id.
+    pub(crate) id: String,
     /// The last status word.
     pub(crate) word: String,
     /// Code and message of the failure.
@@ -131,6 +133,11 @@ impl Bench {
         self.machine
             .as_ref()
             .map_or_else(String::new, Machine::console)
+    }
+
+    /// What shell commands print inside of the machine; `None` while it does not run them.
+    pub(crate) fn inside(&self, commands: &str) -> Option<String> {
+        self.machine.as_ref()?.inside(commands)
     }
 
     /// What the console has ever said.
@@ -306,6 +313,7 @@ impl Bench {
         let since = said.get(update.from..).unwrap_or_default();
         let boots = since.matches(", root file system ").count();
         Ok(End {
+            id: update.id,
             word,
             reason,
             boots,

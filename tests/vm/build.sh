@@ -137,6 +137,7 @@ root() {
     install -m 644 "$here/guest/fstab" "$here/guest/hosts" "$here/guest/fw_env.config" "$tree/etc/"
     install -D -m 644 "$here/guest/network" "$tree/etc/systemd/network/vm.network"
     install -D -m 644 "$here/guest/journald.conf" "$tree/etc/systemd/journald.conf.d/vm.conf"
+    install -m 644 "$here/guest/look.socket" "$here/guest/look@.service" "$tree/etc/systemd/system/"
     install -D -m 644 "$here/guest/trial-timer.conf" "$tree/etc/systemd/system/fwupdated-trial.timer.d/vm.conf"
     install -D -m 644 "$here/guest/trial-service.conf" "$tree/etc/systemd/system/fwupdated-trial.service.d/vm.conf"
     install -D -m 644 "$here/guest/fwupdated.toml" "$tree/etc/fwupdated/conf.d/image.toml"
@@ -147,7 +148,7 @@ root() {
     echo IMAGE_VERSION=1.0.0 >>"$tree/etc/os-release"
     # Loaded by udev on real boards; the VM's kernel line is the same for every board.
     echo virtio_net >"$tree/etc/modules-load.d/vm.conf"
-    systemctl --root="$tree" --quiet enable systemd-networkd.service
+    systemctl --root="$tree" --quiet enable systemd-networkd.service look.socket
     # Nothing to do in a VM, and each costs seconds under emulation.
     systemctl --root="$tree" --quiet mask getty.target serial-getty@ttyS0.service systemd-networkd-wait-online.service \
         systemd-update-utmp.service systemd-random-seed.service systemd-timesyncd.service apt-daily.timer \

@@ -1,5 +1,5 @@
-//! The SD card of the virtual machine: a GPT with two raw environment areas, `boot`, two slots and `data`, in one
-//! file. Everything that a scenario does to it from outside happens here, while the machine is off.
+//! The SD card of the virtual machine: a GPT with two raw environment areas, `boot`, two slots, `data` and `journal`, in
+//! one file. Everything that a scenario does to it from outside happens here, while the machine is off.
 
 use std::{
     fs::{self, File},
@@ -20,13 +20,14 @@ const SIZE: u64 = 512 * MIB;
 
 /// Name, start and size in MiB. The first two start where U-Boot was built to look (`ENV_OFFSET`,
 /// `ENV_OFFSET_REDUND` in `build.sh`).
-const PARTITIONS: [(&str, u64, u64); 6] = [
+const PARTITIONS: [(&str, u64, u64); 7] = [
     ("env-1", 1, 1),
     ("env-2", 2, 1),
     ("boot", 4, 12),
     ("rootfs-a", 16, 160),
     ("rootfs-b", 176, 160),
     ("data", 336, 64),
+    ("journal", 400, 32),
 ];
 
 /// Bytes of one copy of the environment (`ENV_SIZE`).
@@ -50,7 +51,7 @@ fn size(name: &str) -> u64 {
 
 impl Disk {
     /// A card as it leaves the factory: slot a holds the built root file system and is confirmed, slot b is empty,
-    /// `data` holds the files of the folder `data`.
+    /// `data` holds the files of the folder `data`, and `journal` none.
     pub(crate) fn make(path: &Path, parts: &Path, data: &Path) -> Self {
         let disk = Self {
             path: path.to_owned(),
@@ -70,14 +71,21 @@ impl Disk {
         disk.place("env-2", &binary);
         disk.place("boot", &parts.join("boot.img"));
         disk.place("rootfs-a", &parts.join("root.img"));
-        let file_system = path.with_extension("data");
+        disk.format("data", &["-d", data.to_str().unwrap()]);
+        disk.format("journal", &[]);
+        disk
+    }
+
+    /// Makes a file system in a partition; `more` are options of mke2fs.
+    fn format(&self, partition: &str, more: &[&str]) {
+        let file_system = self.path.with_extension(partition);
         let _ = fs::remove_file(&file_system);
         run(Command::new("mke2fs")
-            .args(["-q", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-d"])
-            .args([data, &file_system])
-            .arg(format!("{}k", size("data") >> 10)));
-        disk.place("data", &file_system);
-        disk
+            .args(["-q", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0"])
+            .args(more)
+            .arg(&file_system)
+            .arg(format!("{}k", size(partition) >> 10)));
+        self.place(partition, &file_system);
     }
 
     fn partition(&self) {
@@ -137,10 +145,11 @@ impl Disk {
         self.write(start(copy), &[0x5a; ENV_SIZE as usize]);
     }
 
-    /// Does something with `data` mounted.
-    pub(crate) fn with_data(&self, work: impl FnOnce(&Path)) {
+    /// Does something with a partition mounted, which holds ext4.
+    pub(crate) fn with_mounted(&self, partition: &str, work: impl FnOnce(&Path)) {
         let place = tempfile::tempdir().unwrap();
-        let options = format!("loop,offset={},sizelimit={}", start("data"), size("data"));
+        let (start, size) = (start(partition), size(partition));
+        let options = format!("loop,offset={start},sizelimit={size}");
         run(Command::new("mount")
             .args(["-t", "ext4", "-o", &options])
             .args([&self.path, place.path()]));

@@ -3,11 +3,20 @@
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use super::disk::Disk;
+
+/// Where the guest gives a shell to whoever connects (`guest/look.socket`).
+const SHELL_PORT: u16 = 7777;
+
+/// Longest wait for the next word of the shell.
+const SHELL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A machine that is on.
 pub(crate) struct Machine {
@@ -15,6 +24,8 @@ pub(crate) struct Machine {
     console: PathBuf,
     /// How long the console's log was at power-on.
     from: usize,
+    /// Where the guest's shell is to be had out here.
+    shell: u16,
 }
 
 impl Machine {
@@ -23,6 +34,9 @@ impl Machine {
         let from = fs::metadata(console).map_or(0, |found| found.len() as usize);
         let drive = format!("if=none,id=card,format=raw,file={}", disk.path.display());
         let serial = format!("file,id=console,append=on,path={}", console.display());
+        let shell = free_port();
+        let network =
+            format!("user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{shell}-:{SHELL_PORT}");
         // The emulator TCG even where /dev/kvm exists: some machines offer a KVM that cannot run firmware. Dies with
         // this process, whatever ends it.
         let qemu = Command::new("setpriv")
@@ -33,7 +47,7 @@ impl Machine {
             .arg(firmware)
             .args(["-drive", &drive])
             .args(["-device", "sdhci-pci", "-device", "sd-card,drive=card"])
-            .args(["-nic", "user,model=virtio-net-pci"])
+            .args(["-nic", &network])
             .args(["-device", "i6300esb", "-watchdog-action", "reset"])
             .args(["-chardev", &serial, "-serial", "chardev:console"])
             .stdin(Stdio::null())
@@ -43,7 +57,23 @@ impl Machine {
             qemu,
             console: console.to_owned(),
             from,
+            shell,
         }
+    }
+
+    /// What these shell commands print in the guest; `None` while nobody is there to run them, or when it goes down
+    /// meanwhile.
+    pub(crate) fn inside(&self, commands: &str) -> Option<String> {
+        const END: &str = "== that is all ==\n";
+        let mut shell = TcpStream::connect((Ipv4Addr::LOCALHOST, self.shell)).ok()?;
+        shell.set_read_timeout(Some(SHELL_PATIENCE)).ok()?;
+        let script = format!("{{ {commands}\n}} </dev/null 2>&1\nprintf '{END}'\nexit\n");
+        shell.write_all(script.as_bytes()).ok()?;
+        let mut said = Vec::new();
+        // One that breaks off lacks the end.
+        let _ = shell.read_to_end(&mut said);
+        let said = String::from_utf8_lossy(&said);
+        said.strip_suffix(END).map(str::to_owned)
     }
 
     /// What the console has said since power-on.
@@ -72,4 +102,10 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.off();
     }
+}
+
+/// A port that nobody listens on.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("it has an address").port()
 }

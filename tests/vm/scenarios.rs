@@ -1,10 +1,11 @@
 //! What is done to the machine, and what must come of it.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 use super::{
     bench::{Bench, End, Outcome, Update},
     images::Change,
+    look,
     table::Row,
 };
 
@@ -23,6 +24,8 @@ pub(crate) enum Scenario {
     BothCopiesRuined(&'static str),
     /// Nothing can be saved.
     StateFull,
+    /// Who the device is and whom it trusts lies in the slots, not on `data`. It stays so: for the end of a bench.
+    CarriedOver,
 }
 
 /// A stage of an update, in which the power fails at a random moment.
@@ -86,18 +89,20 @@ impl Scenario {
                 format!("environment: both copies damaged, slot {slot} confirmed")
             }
             Self::StateFull => "file system of the state is full".to_owned(),
+            Self::CarriedOver => "identity and keys in the slot, carried over".to_owned(),
         }
     }
 
     /// Runs it; the machine is on and idle before and after.
     pub(crate) async fn run(self, bench: &mut Bench) -> Outcome<Row> {
         let (cuts, outcome) = match self {
-            Self::Sound => (0, kept(&bench.update(Change::Sound).await?)?),
-            Self::Broken(change) => (0, left(change, &bench.update(change).await?)?),
+            Self::Sound => (0, sound(bench).await?),
+            Self::Broken(change) => (0, broken(bench, change).await?),
             Self::PowerCuts(moments) => power_cuts(bench, moments).await?,
             Self::OneCopyRuined(copy) => (1, one_copy_ruined(bench, copy).await?),
             Self::BothCopiesRuined(slot) => (1, both_copies_ruined(bench, slot).await?),
             Self::StateFull => (1, state_full(bench).await?),
+            Self::CarriedOver => (1, carried_over(bench).await?),
         };
         Ok(Row {
             what: self.what(),
@@ -135,6 +140,33 @@ fn left(change: Change, end: &End) -> Outcome<String> {
     Ok(format!("rolled back, `{code}` ({} boots)", end.boots))
 }
 
+/// An update that is kept, and what a person finds who looks at the device meanwhile and then.
+async fn sound(bench: &mut Bench) -> Outcome<String> {
+    let update = bench.begin(Change::Sound).await?;
+    look::at_work(bench, &update).await?;
+    let end = bench.end(update).await?;
+    let outcome = kept(&end)?;
+    look::at_units(bench).await?;
+    look::at_end(bench, &end).await?;
+    look::at_story(bench, &end).await?;
+    Ok(outcome)
+}
+
+/// An update to a broken version, and what a person finds then.
+async fn broken(bench: &mut Bench, change: Change) -> Outcome<String> {
+    let end = bench.update(change).await?;
+    let outcome = left(change, &end)?;
+    look::at_end(bench, &end).await?;
+    // One that dies while it writes to the journal takes lines with it.
+    if matches!(
+        change,
+        Change::NoInit | Change::NoKernel | Change::Unhealthy
+    ) {
+        look::at_story(bench, &end).await?;
+    }
+    Ok(outcome)
+}
+
 /// One update with a power cut in each of these moments, and another without one where it failed.
 async fn power_cuts(bench: &mut Bench, moments: &[Moment]) -> Outcome<(usize, String)> {
     let update = bench.begin(Change::Large).await?;
@@ -143,6 +175,7 @@ async fn power_cuts(bench: &mut Bench, moments: &[Moment]) -> Outcome<(usize, St
         bench.power_cycle();
     }
     let end = bench.end(update).await?;
+    look::at_end(bench, &end).await?;
     let outcome = match &end.reason {
         None => kept(&end)?,
         Some((code, _)) => {
@@ -233,9 +266,9 @@ async fn both_copies_ruined(bench: &mut Bench, slot: &str) -> Outcome<String> {
 async fn state_full(bench: &mut Bench) -> Outcome<String> {
     let running = bench.running();
     bench.cut_power();
-    bench.disk.with_data(|data| {
+    bench.disk.with_mounted("data", |data| {
         // Until nothing more fits.
-        let mut file = std::fs::File::create(data.join("filler")).unwrap();
+        let mut file = fs::File::create(data.join("filler")).unwrap();
         while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
     });
     bench.power_on();
@@ -244,13 +277,55 @@ async fn state_full(bench: &mut Bench) -> Outcome<String> {
         .await?;
     let refusal = bench.refused(Change::Sound).await?;
     bench.cut_power();
-    bench
-        .disk
-        .with_data(|data| std::fs::remove_file(data.join("filler")).unwrap());
+    bench.disk.with_mounted("data", |data| {
+        fs::remove_file(data.join("filler")).unwrap();
+    });
     bench.power_on();
     bench
         .until_reported(&running.slot, &running.version)
         .await?;
     let next = kept(&bench.update(Change::Sound).await?)?;
     Ok(format!("refused, `{refusal}`; with room again: {next}"))
+}
+
+/// The new slot has them from the old one: else it would not find its hub, nor take the next image. There and back.
+async fn carried_over(bench: &mut Bench) -> Outcome<String> {
+    const LINES: &str = r#"
+[trust]
+key_dirs = ["/etc/fwupdated/keys.d"]
+
+[carry_over]
+paths = ["/etc/fwupdated/connection-string", "/etc/fwupdated/keys.d"]
+"#;
+    let running = bench.running();
+    let slot = format!("rootfs-{}", running.slot);
+    bench.cut_power();
+    bench.disk.with_mounted("data", |data| {
+        bench.disk.with_mounted(&slot, |root| {
+            let etc = root.join("etc/fwupdated");
+            for file in ["connection-string", "keys.d/vm.pub"] {
+                relocate(&data.join(file), &etc.join(file));
+            }
+        });
+        let site = data.join("site.toml");
+        let text = fs::read_to_string(&site).unwrap();
+        let text = text.replace(
+            "/data/connection-string",
+            "/etc/fwupdated/connection-string",
+        );
+        fs::write(site, text + LINES).unwrap();
+    });
+    bench.power_on();
+    bench
+        .until_reported(&running.slot, &running.version)
+        .await?;
+    let there = kept(&bench.update(Change::Sound).await?)?;
+    let back = kept(&bench.update(Change::Sound).await?)?;
+    Ok(format!("{there}; back: {back}"))
+}
+
+/// Moves a file to another file system, with its mode.
+fn relocate(from: &Path, to: &Path) {
+    fs::copy(from, to).unwrap();
+    fs::remove_file(from).unwrap();
 }

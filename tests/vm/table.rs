@@ -68,7 +68,8 @@ impl Table {
             "# What a virtual machine went through\n\n\
              Written by `make vm-test` on {day}: {} scenarios, {} power cuts, {} minutes. None ended without a slot that\n\
              boots, and each outcome was found to be one story: the twin, the slot that runs, the bootloader's\n\
-             environment, and the exit code of `fwupdatectl hub invoke --watch`.\n\n\
+             environment, and the exit code of `fwupdatectl hub invoke --watch`; on the device `systemctl status` and\n\
+             `fwupdatectl history`, and, where no power cut could take lines with it, the journal and its catalog.\n\n\
              The machine: QEMU (x86-64), U-Boot 2025.01 with `packaging/uboot/boot.cmd`, its environment in two copies on an\n\
              emulated SD card, Debian's kernel and systemd, the Debian package of fwupdated. A power cut is SIGKILL for\n\
              QEMU: what the guest had not written yet is lost. A card that loses or reorders what it had taken is not\n\

@@ -3,7 +3,12 @@
 //! On the system bus: root, and members of the group that owns the socket, without a question; everyone else if polkit
 //! says so, for the actions in `packaging/polkit/org.fwupdated1.policy`. Without polkit everyone else is refused.
 
-use std::{collections::HashMap, ffi::CString};
+use std::{
+    collections::HashMap,
+    ffi::CString,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use tokio::sync::Semaphore;
@@ -19,6 +24,14 @@ use crate::update::{
 const GROUP: &str = "fwupdated";
 /// One at a time, so that callers who are refused cannot take the threads that the updater needs.
 static LOOKUPS: Semaphore = Semaphore::const_new(1);
+/// Refusals are told no more often: whoever is refused must not fill the journal, whose own limit would then leave out
+/// lines of an update.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// What was told of refusals.
+static TOLD: Mutex<Told> = Mutex::new(Told {
+    last: None,
+    left_out: 0,
+});
 /// CheckAuthorization's flag that lets polkit ask someone.
 const ALLOW_USER_INTERACTION: u32 = 1;
 
@@ -74,11 +87,14 @@ impl Access {
                 action.id()
             );
             let failure = Failure::new("control-not-allowed", Class::Final, text);
-            info!(
-                message_id = events::REQUEST_REFUSED,
-                fwupdated_error_code = failure.code,
-                "refused on the system bus: {failure}"
-            );
+            let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(before) = told.may_tell(Instant::now()) {
+                info!(
+                    message_id = events::REQUEST_REFUSED,
+                    fwupdated_error_code = failure.code,
+                    "refused on the system bus: {failure}{before}"
+                );
+            }
             failure.message
         };
         let Some(sender) = header.sender() else {
@@ -107,6 +123,27 @@ impl Access {
                 Err(fdo::Error::AccessDenied(denied(&why)))
             }
         }
+    }
+}
+
+/// When a refusal was told last, and how many were not since.
+struct Told {
+    last: Option<Instant>,
+    left_out: u64,
+}
+
+impl Told {
+    /// Whether a refusal at `now` may be told; what is to be said of those before it then.
+    fn may_tell(&mut self, now: Instant) -> Option<String> {
+        if self.last.is_some_and(|last| now < last + TOLD_EVERY) {
+            self.left_out += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(match std::mem::take(&mut self.left_out) {
+            0 => String::new(),
+            count => format!(" ({count} more since the last such line)"),
+        })
     }
 }
 
@@ -168,6 +205,22 @@ async fn ask_polkit(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_is_refused_again_and_again_does_not_fill_the_journal() {
+        let mut told = Told {
+            last: None,
+            left_out: 0,
+        };
+        let start = Instant::now();
+        let mut lines = Vec::new();
+        for tenth in 0..1000 {
+            lines.extend(told.may_tell(start + Duration::from_millis(100) * tenth));
+        }
+        assert_eq!(lines.len(), 10, "one in ten seconds");
+        assert_eq!(lines[0], "");
+        assert_eq!(lines[9], " (99 more since the last such line)");
+    }
 
     #[test]
     fn polkit_s_file_has_each_action_and_lets_nobody_act_unasked() {

@@ -79,6 +79,8 @@ pub(crate) struct Bench {
     updates: u32,
     /// Connections that the hub had taken from the device when the power came last.
     connections_before: u64,
+    /// How often U-Boot had crashed, and someone pressed the button.
+    pub(crate) resets: usize,
 }
 
 impl Bench {
@@ -96,6 +98,7 @@ impl Bench {
             dir: dir.to_owned(),
             updates: 0,
             connections_before: 0,
+            resets: 0,
         };
         bench.power_on();
         bench.until_reported("a", "1.0.0").await?;
@@ -156,6 +159,10 @@ impl Bench {
         loop {
             if let Some(found) = done(self) {
                 return Ok(found);
+            }
+            if self.machine.as_ref().is_some_and(Machine::has_crashed) {
+                self.resets += 1;
+                self.power_cycle();
             }
             let gone = self.machine.as_mut().is_some_and(Machine::is_gone);
             if gone || began.elapsed() > PATIENCE {

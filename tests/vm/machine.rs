@@ -2,8 +2,8 @@
 //! goes by SIGKILL, as it does on a shelf.
 
 use std::{
-    fs,
-    io::{Read, Write},
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -17,6 +17,9 @@ const SHELL_PORT: u16 = 7777;
 
 /// Longest wait for the next word of the shell.
 const SHELL_PATIENCE: Duration = Duration::from_secs(120);
+
+/// What U-Boot says last, when it has crashed and waits for the button.
+const CRASHED: &str = "### ERROR ### Please RESET the board ###";
 
 /// A machine that is on.
 pub(crate) struct Machine {
@@ -80,6 +83,19 @@ impl Machine {
     pub(crate) fn console(&self) -> String {
         let bytes = fs::read(&self.console).unwrap_or_default();
         String::from_utf8_lossy(&bytes[self.from.min(bytes.len())..]).into_owned()
+    }
+
+    /// Whether U-Boot has crashed. It does now and then when QEMU restarts the machine, long before our script; a board
+    /// has a watchdog for that, which QEMU's restart switches off here.
+    pub(crate) fn has_crashed(&self) -> bool {
+        let mut end = String::new();
+        let read = File::open(&self.console).and_then(|mut console| {
+            let length = console.metadata()?.len();
+            let from = length.saturating_sub(CRASHED.len() as u64 + 8);
+            console.seek(SeekFrom::Start(from.max(self.from as u64)))?;
+            console.read_to_string(&mut end)
+        });
+        read.is_ok() && end.contains(CRASHED)
     }
 
     /// The power fails.

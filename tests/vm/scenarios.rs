@@ -95,7 +95,8 @@ impl Scenario {
 
     /// Runs it; the machine is on and idle before and after.
     pub(crate) async fn run(self, bench: &mut Bench) -> Outcome<Row> {
-        let (cuts, outcome) = match self {
+        let resets = bench.resets;
+        let (cuts, mut outcome) = match self {
             Self::Sound => (0, sound(bench).await?),
             Self::Broken(change) => (0, broken(bench, change).await?),
             Self::PowerCuts(moments) => power_cuts(bench, moments).await?,
@@ -104,6 +105,11 @@ impl Scenario {
             Self::StateFull => (1, state_full(bench).await?),
             Self::CarriedOver => (1, carried_over(bench).await?),
         };
+        let resets = bench.resets - resets;
+        if resets > 0 {
+            outcome +=
+                &format!("; U-Boot crashed in QEMU's restart and was reset by hand: {resets}");
+        }
         Ok(Row {
             what: self.what(),
             cuts,

@@ -26,6 +26,8 @@ use crate::support::rig::{Device, fwupdatectl};
 
 /// Longest time for one boot; nothing here takes a hundredth of it on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(240);
+/// What a client of this boot has heard; its health check waits for the first of it.
+const HEARD: &str = "heard";
 /// More boots than any update needs, tries and rollback included.
 const MOST_BOOTS: usize = 10;
 
@@ -71,10 +73,13 @@ impl<'a> Board<'a> {
             &format!("{kind}tries = {}\n{settings}\n", bench.tries),
         );
         fs::write(device.config(), text).unwrap();
-        // Long enough for a client to have come.
+        // Until the client hears, so that it is told the end as well.
         device.add_health_check(
             "10-app",
-            &format!("sleep 0.2; test \"$FWUPDATED_VERSION\" != {SICK}"),
+            &format!(
+                "until [ -s {}/{HEARD} ]; do sleep 0.05; done; test \"$FWUPDATED_VERSION\" != {SICK}",
+                place.display()
+            ),
         );
         for (slot, content) in Slot::ALL.into_iter().zip(slots) {
             fs::write(device.slot_file(slot), content).unwrap();
@@ -190,6 +195,11 @@ impl<'a> Board<'a> {
     ) -> Result<Option<Saved>, String> {
         let socket = self.device.dir.join("control");
         let _ = fs::remove_file(&socket);
+        let nobody_to_hear = match self.reader {
+            Some(_) => "",
+            None => "nobody",
+        };
+        fs::write(self.device.dir.join(HEARD), nobody_to_hear).unwrap();
         self.device.start();
         // The socket comes once the daemon has decided what this boot means, and saved it.
         self.wait("control socket", |_| socket.exists().then_some(()))?;
@@ -204,13 +214,10 @@ impl<'a> Board<'a> {
             install.args(["install", &self.bench.uri(job), "--id", &job.id]);
             self.wait("acceptance of the update", |_| accepts(&mut install))??;
         }
-        let mut watcher = None;
-        if self.reader.is_some() {
-            let mut watch = ctl();
-            watch.args(["status", "--watch", "--json"]);
-            let quiet = watch.stdout(Stdio::null()).stderr(Stdio::null());
-            watcher = Some(Watcher(quiet.spawn().expect("it was built")));
-        }
+        let mut watcher = match self.reader {
+            Some(_) => Some(self.hearing_client()?),
+            None => None,
+        };
         let ended = self.wait("end of the update", |board| {
             if board.device.reboot_is_asked() {
                 return Some(None);
@@ -230,6 +237,33 @@ impl<'a> Board<'a> {
         self.halt();
         // It may have been about to save more.
         Ok(ended.and_then(|_| self.saved()))
+    }
+
+    /// A client that has heard something of this boot, unless the boot is about to end. One that could not connect in
+    /// time, on a busy machine, is followed by another.
+    fn hearing_client(&mut self) -> Result<Watcher, String> {
+        let file = self.device.dir.join(HEARD);
+        let config = self.device.config();
+        let start = || {
+            let mut watch = fwupdatectl();
+            watch.arg("--config").arg(&config);
+            watch.args(["status", "--watch", "--json"]);
+            let heard = fs::File::create(&file).unwrap();
+            let quiet = watch.stdout(heard).stderr(Stdio::null());
+            Watcher(quiet.spawn().expect("it was built"))
+        };
+        let mut client = start();
+        self.wait("client that hears", |board| {
+            let hears = fs::metadata(&file).is_ok_and(|found| found.len() > 0);
+            if hears || board.device.reboot_is_asked() {
+                return Some(());
+            }
+            if client.0.try_wait().unwrap().is_some() {
+                client = start();
+            }
+            None
+        })?;
+        Ok(client)
     }
 
     /// Stops the daemon, and reads what was recorded of it.

@@ -200,7 +200,7 @@ async fn a_signed_url_outside_of_its_time_is_told_apart_from_other_refusals() {
         error.to_string().contains("(403 Forbidden: AccessDenied)"),
         "{error}"
     );
-    let odd = &[("x-ms-error-code", "sig=SECRET")];
+    let odd = &[DATE, ("x-ms-error-code", "sig=SECRET")];
     let error = signed(&good, Fault::Status(403, odd, "")).await;
     assert_eq!(error.code(), "image-forbidden");
     // A container that is private, and no signature.

@@ -65,7 +65,4 @@ step "virtual machine, short form"
 tests/vm/run.sh
 
 step "cargo test"
-# Most tests wait more than they compute.
-RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
-export RUST_TEST_THREADS
 cargo test --workspace --locked --no-fail-fast

@@ -20,8 +20,10 @@ cargo deb --version >/dev/null 2>&1 || skip "cargo-deb is missing; tests/setup.s
 # A network namespace is what confines guest and servers: QEMU's user network would let the guest out.
 unshare --net true 2>/dev/null || skip "no network namespace can be made here"
 
-# Development builds, stripped: a release build would take longer than the machine runs. With the whole workspace, as
-# tests/run.sh has built them; a test brings the programs with it.
+# Development builds, stripped: a release build would take longer than the machine runs. A little optimised, since
+# everything is ten times slower in there; other crates are optimised already, and are not built again. With the whole
+# workspace, as tests/run.sh has built them; a test brings the programs with it.
+export CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_TEST_OPT_LEVEL=1
 cargo test --quiet --workspace --locked --no-run --test vm
 mkdir -p target/vm
 cargo build --quiet --workspace --locked --example package-files

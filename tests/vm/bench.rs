@@ -160,7 +160,7 @@ impl Bench {
             if let Some(found) = done(self) {
                 return Ok(found);
             }
-            if self.machine.as_ref().is_some_and(Machine::has_crashed) {
+            if self.machine.as_mut().is_some_and(Machine::has_crashed) {
                 self.resets += 1;
                 self.power_cycle();
             }

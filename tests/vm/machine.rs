@@ -7,7 +7,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::disk::Disk;
@@ -20,6 +20,10 @@ const SHELL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What U-Boot says last, when it has crashed and waits for the button.
 const CRASHED: &str = "### ERROR ### Please RESET the board ###";
+/// How its first line begins.
+const FIRST_LINE: &str = "U-Boot SPL";
+/// Longest time until the next one: it takes a second on a quiet machine.
+const SPL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A machine that is on.
 pub(crate) struct Machine {
@@ -27,6 +31,9 @@ pub(crate) struct Machine {
     console: PathBuf,
     /// How long the console's log was at power-on.
     from: usize,
+    /// How long it was when it was looked at last, and since when.
+    length: u64,
+    silent_since: Instant,
     /// Where the guest's shell is to be had out here.
     shell: u16,
 }
@@ -60,6 +67,8 @@ impl Machine {
             qemu,
             console: console.to_owned(),
             from,
+            length: from as u64,
+            silent_since: Instant::now(),
             shell,
         }
     }
@@ -85,17 +94,23 @@ impl Machine {
         String::from_utf8_lossy(&bytes[self.from.min(bytes.len())..]).into_owned()
     }
 
-    /// Whether U-Boot has crashed. It does now and then when QEMU restarts the machine, long before our script; a board
-    /// has a watchdog for that, which QEMU's restart switches off here.
-    pub(crate) fn has_crashed(&self) -> bool {
-        let mut end = String::new();
+    /// Whether U-Boot has crashed, or says nothing more after its first line. It does so now and then when QEMU restarts
+    /// the machine, long before our script; a board has a watchdog for that, which QEMU's restart switches off here.
+    pub(crate) fn has_crashed(&mut self) -> bool {
+        let length = fs::metadata(&self.console).map_or(0, |found| found.len());
+        if length != self.length {
+            (self.length, self.silent_since) = (length, Instant::now());
+        }
+        let mut end = Vec::new();
         let read = File::open(&self.console).and_then(|mut console| {
-            let length = console.metadata()?.len();
-            let from = length.saturating_sub(CRASHED.len() as u64 + 8);
-            console.seek(SeekFrom::Start(from.max(self.from as u64)))?;
-            console.read_to_string(&mut end)
+            console.seek(SeekFrom::Start(
+                length.saturating_sub(80).max(self.from as u64),
+            ))?;
+            console.read_to_end(&mut end)
         });
-        read.is_ok() && end.contains(CRASHED)
+        let end = String::from_utf8_lossy(&end);
+        let is_silent = self.silent_since.elapsed() > SPL_PATIENCE;
+        read.is_ok() && (end.contains(CRASHED) || is_silent && end.contains(FIRST_LINE))
     }
 
     /// The power fails.

@@ -53,13 +53,6 @@ impl Scene {
         file
     }
 
-    /// Serves a file under its name; returns its address.
-    fn serve(&self, file: &PathBuf) -> String {
-        let path = format!("/{}", file.file_name().unwrap().to_str().unwrap());
-        self.rig.server.put(&path, fs::read(file).unwrap());
-        self.rig.server.url(&path)
-    }
-
     /// Runs the update to its end; returns its section.
     async fn ended(&mut self, case: &str, mut payload: Value) -> Value {
         payload["updateId"] = json!(case);
@@ -125,7 +118,7 @@ async fn each_kind_of_plain_image_installs_by_digest_and_a_wrong_digest_arms_not
     for (number, kind) in KINDS.into_iter().enumerate() {
         let raw = noise(3 * MIB, 10 + number as u64);
         let file = scene.packed("digest", &raw, kind);
-        let uri = scene.serve(&file);
+        let uri = scene.rig.serve_file(&file);
         let wrong = Sha256::of(b"another file").to_string();
         let payload = json!({"fwPackageUri": uri, "fwPackageSha256": wrong});
         scene
@@ -165,8 +158,8 @@ async fn each_kind_of_plain_image_installs_by_a_signature_beside_it() {
                 .arg(&file));
         }
         let signature = PathBuf::from(format!("{}.minisig", file.display()));
-        scene.serve(&signature);
-        let uri = scene.serve(&file);
+        scene.rig.serve_file(&signature);
+        let uri = scene.rig.serve_file(&file);
         // Of another file: found out at the end, when the slot was written and not armed.
         let mut other = fs::read(&file).unwrap();
         let last = other.len() - 1;
@@ -211,7 +204,8 @@ async fn a_plain_image_that_unpacks_beyond_the_slot_is_stopped_there() {
             fs::metadata(&file).unwrap().len() < MIB as u64,
             "it is small on the way"
         );
-        let payload = json!({"fwPackageUri": scene.serve(&file), "fwPackageSha256": digest(&file)});
+        let payload =
+            json!({"fwPackageUri": scene.rig.serve_file(&file), "fwPackageSha256": digest(&file)});
         scene
             .fails(&format!("bomb-{}", kind.0), payload, "slot-too-small")
             .await;
@@ -225,7 +219,7 @@ async fn a_download_that_breaks_off_again_and_again_goes_on_where_it_was() {
     for (number, kind) in KINDS.into_iter().enumerate() {
         let raw = noise(3 * MIB, 50 + number as u64);
         let file = scene.packed("drops", &raw, kind);
-        let (uri, sha256) = (scene.serve(&file), digest(&file));
+        let (uri, sha256) = (scene.rig.serve_file(&file), digest(&file));
         let path = format!("/drops.{}", kind.0);
         scene.rig.server.always(&path, Fault::DropAfter(EVERY));
         scene.rig.server.clear_requests();
@@ -256,7 +250,8 @@ async fn what_a_slot_holds_already_is_not_written_again_however_it_is_packed() {
     let mut raw = noise(3 * MIB, 70);
     for (number, kind) in KINDS.into_iter().chain(KINDS).enumerate() {
         let file = scene.packed(&format!("again-{number}"), &raw, kind);
-        let payload = json!({"fwPackageUri": scene.serve(&file), "fwPackageSha256": digest(&file)});
+        let payload =
+            json!({"fwPackageUri": scene.rig.serve_file(&file), "fwPackageSha256": digest(&file)});
         scene
             .installs(&format!("again-{number}"), payload, &raw)
             .await;
@@ -273,8 +268,7 @@ async fn what_a_slot_holds_already_is_not_written_again_however_it_is_packed() {
             raw[2 * MIB..2 * MIB + 200_000].fill(0);
             for slot in ["changed-1", "changed-2"] {
                 let file = scene.packed(slot, &raw, KINDS[0]);
-                let payload =
-                    json!({"fwPackageUri": scene.serve(&file), "fwPackageSha256": digest(&file)});
+                let payload = json!({"fwPackageUri": scene.rig.serve_file(&file), "fwPackageSha256": digest(&file)});
                 scene.installs(slot, payload, &raw).await;
                 let written = &scene.rig.section()["progress"]["bytesWritten"];
                 let written = written.as_u64().unwrap();
@@ -299,7 +293,8 @@ async fn streams_one_after_the_other_are_one_image() {
         }
         let file = scene.dir.path().join(format!("joined.{}", kind.0));
         fs::write(&file, joined).unwrap();
-        let payload = json!({"fwPackageUri": scene.serve(&file), "fwPackageSha256": digest(&file)});
+        let payload =
+            json!({"fwPackageUri": scene.rig.serve_file(&file), "fwPackageSha256": digest(&file)});
         scene
             .installs(&format!("joined-{}", kind.0), payload, &raw)
             .await;
@@ -315,7 +310,8 @@ async fn a_damaged_packed_image_arms_nothing() {
         let whole = fs::read(&file).unwrap();
         fs::write(&file, &whole[..whole.len() - 1000]).unwrap();
         // Whoever uploaded half a file and took its digest.
-        let payload = json!({"fwPackageUri": scene.serve(&file), "fwPackageSha256": digest(&file)});
+        let payload =
+            json!({"fwPackageUri": scene.rig.serve_file(&file), "fwPackageSha256": digest(&file)});
         scene
             .fails(&format!("cut-{}", kind.0), payload, "plain-corrupt")
             .await;

@@ -37,18 +37,12 @@ impl Scene {
         file
     }
 
-    /// Serves a file under its name; returns its address.
-    fn serve(&self, file: &Path) -> String {
-        let path = format!("/{}", file.file_name().unwrap().to_str().unwrap());
-        self.rig.server.put(&path, fs::read(file).unwrap());
-        self.rig.server.url(&path)
-    }
-
     fn sign(&self, file: &Path, key: &Path) {
         let mut sign = fwupdatectl();
         sign.args(["image", "sign"]).arg(file).arg("--key").arg(key);
         run(&mut sign);
-        self.serve(&PathBuf::from(format!("{}.minisig", file.display())));
+        self.rig
+            .serve_file(&PathBuf::from(format!("{}.minisig", file.display())));
     }
 
     /// Runs the update that the method asks for to its end; returns its section.
@@ -100,7 +94,7 @@ async fn where_plain_images_must_be_signed_no_way_leads_around_it() {
         scene.made("plain.img.zst", "zstd -q -c system > $1"),
         scene.made("update.tar.zst", "tar -I zstd -h -cf $1 -- system"),
     ] {
-        let uri = scene.serve(&file);
+        let uri = scene.rig.serve_file(&file);
         let id = file.file_name().unwrap().to_str().unwrap();
         let payload = json!({
             "fwPackageUri": uri, "fwPackageSha256": digest(&file), "fwVersion": "9.0.0", "force": true,
@@ -146,8 +140,7 @@ async fn where_plain_images_must_be_signed_no_way_leads_around_it() {
     build.args(["image", "build", "--version", "9.2.0", "--compatible"]);
     build.args([COMPATIBLE, "--rootfs"]).arg(&image);
     run(build.arg("--output").arg(&unsigned));
-    let payload =
-        json!({"fwPackageUri": scene.serve(&unsigned), "fwPackageSha256": digest(&unsigned)});
+    let payload = json!({"fwPackageUri": scene.rig.serve_file(&unsigned), "fwPackageSha256": digest(&unsigned)});
     let section = scene.ended("unsigned", payload).await;
     scene.assert_refused("unsigned", &section, "image-unsigned");
     let section = scene.ended("bare", json!({"fwPackageUri": uri})).await;

@@ -236,8 +236,13 @@ impl Rig {
 
     /// Serves an image; returns its address.
     pub(crate) fn serve(&self, image: &Image) -> String {
-        let path = format!("/{}", image.file.file_name().unwrap().to_str().unwrap());
-        self.server.put(&path, image.file.as_path());
+        self.serve_file(&image.file)
+    }
+
+    /// Serves a file under its name; returns its address.
+    pub(crate) fn serve_file(&self, file: &Path) -> String {
+        let path = format!("/{}", file.file_name().unwrap().to_str().unwrap());
+        self.server.put(&path, file);
         self.server.url(&path)
     }
 

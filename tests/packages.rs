@@ -1,7 +1,8 @@
 //! Installed packages at work: the daemon of a package does an update, with the hub and the image server out here.
 //!
 //! `container ROOT NEW`: under a real systemd, system bus and polkit, with the package's own unit, sandbox, policies and
-//! scripts; the package is upgraded to NEW in the middle of the update. `foreign QEMU ROOT`: a package of another architecture, run by QEMU's user mode.
+//! scripts; the package is upgraded to NEW in the middle of the update. `foreign QEMU ROOT`: a package of another
+//! architecture, run by QEMU's user mode.
 //! Not a test for `cargo test`, since both need a root file system, which `tests/packaging/run.sh` makes first.
 
 #[path = "packaging/local_control.rs"]

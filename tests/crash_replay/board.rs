@@ -203,14 +203,8 @@ impl<'a> Board<'a> {
         self.device.start();
         // The socket comes once the daemon has decided what this boot means, and saved it.
         self.wait("control socket", |_| socket.exists().then_some(()))?;
-        let config = self.device.config();
-        let ctl = || {
-            let mut command = fwupdatectl();
-            command.arg("--config").arg(&config);
-            command
-        };
         if let Some(job) = request {
-            let mut install = ctl();
+            let mut install = self.ctl();
             install.args(["install", &self.bench.uri(job), "--id", &job.id]);
             self.wait("acceptance of the update", |_| accepts(&mut install))??;
         }
@@ -239,27 +233,32 @@ impl<'a> Board<'a> {
         Ok(ended.and_then(|_| self.saved()))
     }
 
+    /// The device's own tool.
+    fn ctl(&self) -> Command {
+        let mut command = fwupdatectl();
+        command.arg("--config").arg(self.device.config());
+        command
+    }
+
     /// A client that has heard something of this boot, unless the boot is about to end. One that could not connect in
     /// time, on a busy machine, is followed by another.
     fn hearing_client(&mut self) -> Result<Watcher, String> {
         let file = self.device.dir.join(HEARD);
-        let config = self.device.config();
-        let start = || {
-            let mut watch = fwupdatectl();
-            watch.arg("--config").arg(&config);
+        let start = |board: &Self| {
+            let mut watch = board.ctl();
             watch.args(["status", "--watch", "--json"]);
             let heard = fs::File::create(&file).unwrap();
             let quiet = watch.stdout(heard).stderr(Stdio::null());
             Watcher(quiet.spawn().expect("it was built"))
         };
-        let mut client = start();
+        let mut client = start(self);
         self.wait("client that hears", |board| {
             let hears = fs::metadata(&file).is_ok_and(|found| found.len() > 0);
             if hears || board.device.reboot_is_asked() {
                 return Some(());
             }
             if client.0.try_wait().unwrap().is_some() {
-                client = start();
+                client = start(board);
             }
             None
         })?;

@@ -43,8 +43,9 @@ impl Reading {
             let Command { place, text, .. } = command;
             writeln!(script, "typed '{place}'").unwrap();
             if let Some(program) = goes_on(text) {
-                let background = if text.ends_with('&') { "" } else { " &" };
-                writeln!(script, "stop '{program}'\n{text}{background}").unwrap();
+                let text = text.strip_suffix('&').unwrap_or(text);
+                writeln!(script, "stop '{program}'").unwrap();
+                writeln!(script, "{{ {text} & }} >>\"$(terminal '{program}')\" 2>&1").unwrap();
                 writeln!(script, "running['{program}']=$!\nstatus=0").unwrap();
             } else {
                 writeln!(script, "{text}\nstatus=$?").unwrap();

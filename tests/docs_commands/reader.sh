@@ -4,6 +4,9 @@ set -o pipefail
 exec 2>&1
 cd ~ || exit
 declare -A running=()
+# What goes on prints into files of its own: a line that two programs print together would be nobody's.
+printed=$(mktemp -d)
+trap 'cat "$printed"/*' EXIT
 
 # The reader is root.
 sudo() { "$@"; }
@@ -16,6 +19,9 @@ ended() {
     printf '\n\036%s\n' "$1"
     if [ "$2" = yes ]; then [ "$1" -eq 0 ]; else [ "$1" -ne 0 ]; fi || exit 1
 }
+
+# `terminal PROGRAM`: the file that what the program prints goes to.
+terminal() { printf %s "$printed/${1//\//_}"; }
 
 # `stop PROGRAM`: Ctrl-C in the terminal that the program has.
 stop() {

@@ -17,10 +17,9 @@ use fwupdated::{
         meter::{Meter, cancellation},
     },
     image::{
-        Header, ManifestFrame, Missing,
+        Header, ManifestFrame, Missing, Plan,
         cut::is_zeros,
         find::{CutPiece, Finder, PieceCutter},
-        runs,
     },
     platform::{fetch::Fetcher, slots::Slots},
     update::{
@@ -36,7 +35,7 @@ use support::{
     rig::{COMPATIBLE, build_image, make_key},
 };
 
-const SLOT: usize = 4 << 20;
+const SLOT: usize = 10 << 20;
 const SCENES: u32 = 12;
 /// What lies at its place in a slot that a sample takes for another is found only where cuts agree again.
 const UNSEEN: u64 = 256 << 10;
@@ -92,8 +91,7 @@ fn needed(header: &Header, target: &[u8], running: &[u8]) -> u64 {
     for (number, _) in finder.found() {
         missing.done(number);
     }
-    let runs = runs(header.chunks(), &missing, true);
-    runs.iter().map(|run| run.bytes.end - run.bytes.start).sum()
+    Plan::new(header.chunks(), &missing, true).bytes()
 }
 
 /// A device's folder, and what installs there.

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::{fs::File, os::unix::fs::FileExt};
+use std::{fs::File, os::unix::fs::FileExt, time::Duration};
 
 use fwupdated::update::slot::Slot;
 use serde_json::{Value, json};
@@ -178,6 +178,53 @@ async fn scattered_changes_come_by_a_few_requests_side_by_side() {
     let cost = scene.install(&image).await;
     cost.assert_sent(10);
     assert!(cost.requests >= 10, "{cost:?}");
+}
+
+/// What holds a part twice, with much else between. Of noise, so nothing but the part itself can be saved.
+fn twice() -> (Vec<u8>, u64) {
+    let part = noise(3 * MIB, 60);
+    let content = [&part[..], &noise(5 * MIB, 61), &part, &noise(MIB / 2, 62)].concat();
+    (content, part.len() as u64)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_image_holds_twice_is_fetched_once() {
+    let (content, part) = twice();
+    let mut scene = Scene::new(&noise(MIB, 50), b"").await;
+    let image = scene.rig.build("1.1.0", content, &[]);
+    let cost = scene.install(&image).await;
+    // Less its ends, which are cut together with what is beside them, and the header, which is read twice.
+    let saved = cost.file - cost.sent;
+    assert!(saved > part - 600_000, "{saved}: {cost:?}");
+    assert!(cost.number("bytesReused") > part, "with a hole: {cost:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_the_medium_forgot_before_its_repeat_is_told_as_the_medium_s_failure() {
+    let (content, part) = twice();
+    let mut scene = Scene::new(&noise(MIB, 50), b"").await;
+    let image = scene.rig.build("1.1.0", content, &[]);
+    let uri = scene.rig.serve(&image);
+    scene.rig.server.throttle(Some(2 << 20));
+    let (status, body) = scene.rig.invoke(json!({ "fwPackageUri": uri })).await;
+    assert_eq!(status, 200, "{body}");
+    let far = image.raw.len() as u64 / 2;
+    while scene.rig.server.bytes_sent() < far {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let slot = File::options()
+        .write(true)
+        .open(scene.device.slot_file(Slot::B));
+    slot.unwrap().write_all_at(&[0x55; 4096], part / 2).unwrap();
+    let id = body["updateId"].as_str().unwrap().to_owned();
+    let section = scene.device.until_final(&scene.rig, &id).await;
+    assert_eq!(section["status"], "downloadfailed", "{section:#}");
+    assert_eq!(
+        section["error"]["code"], "slot-read-back-mismatch",
+        "{section:#}"
+    );
+    let message = section["error"]["message"].as_str().unwrap();
+    assert!(message.contains("of the image"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,7 +67,7 @@ pub use header::{Header, ManifestFrame, VerifiedManifest};
 pub use index::{ChunkDigest, ChunkEntry, ChunkIndex, Chunks};
 pub use manifest::{Chunking, Manifest, PartitionImage};
 pub use plain::{ImageKind, PlainError, PlainKind, plain_decoder};
-pub use plan::{Missing, Run, runs};
+pub use plan::{Missing, Plan, Repeat, Run};
 pub use public_key::{KeyFileError, KeyId, PublicKey};
 pub use signature::{Signature, SignatureKind, Signatures};
 pub use signing::{SigningError, SigningKey};

@@ -1,13 +1,18 @@
-//! Which chunks a device still needs, and the requests that bring them. Pure: the installer acts on it, and
-//! `image diff` tells with the same code what a device would download.
+//! Which chunks a device still needs, and how it gets them. Pure: the installer acts on it, and `image diff` tells
+//! with the same code what a device would download.
 //!
-//! [`runs`] guarantees that every missing chunk lies in exactly one run, that runs ascend and do not overlap,
-//! and that each begins and ends with a missing chunk.
+//! A [`Plan`] guarantees that every missing chunk is either in exactly one run or a repeat, that runs ascend and do
+//! not overlap, that each begins and ends with a missing chunk, and that what a repeat repeats is fetched so long
+//! before that it has reached the slot.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
-use super::ChunkEntry;
+use super::{ChunkDigest, ChunkEntry};
 
+/// The installer passes chunks on in pieces of about so many raw bytes, each at most one chunk longer ...
+pub const PIECE: usize = 512 << 10;
+/// ... of which so many are under way: the chunks before these are in the slot.
+pub const PIECES: usize = 4;
 /// A request costs its headers and a share of a round trip: gaps up to this many bytes are always cheaper.
 const REQUEST_COSTS: u64 = 4 << 10;
 /// So many requests are fine, whatever they cost: with those for the header, fewer than 400.
@@ -15,7 +20,7 @@ const MAX_RUNS: usize = 390;
 /// For fewer requests, gaps up to this many bytes are fetched along ...
 const LARGE_GAP: u64 = 64 << 10;
 /// ... as long as all gaps together are at most this share of what is needed, in percent.
-const EXTRA_PERCENT: u64 = 6;
+const EXTRA_PERCENT: u64 = 13;
 /// From this share of all frames on, in percent, one stream is better than many requests.
 const WHOLE_PERCENT: u64 = 85;
 
@@ -78,10 +83,101 @@ pub struct Run {
     pub bytes: Range<u64>,
 }
 
-/// What to ask for so that all of `missing` arrives: few requests that bring little else. One single run without
-/// `ranges` (a server that cannot serve parts sends everything anyway) or when nearly all is needed.
-#[must_use]
-pub fn runs(chunks: impl Iterator<Item = ChunkEntry>, missing: &Missing, ranges: bool) -> Vec<Run> {
+/// A missing chunk that need not be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repeat {
+    /// Its number in the index.
+    pub number: usize,
+    /// Where in the image the same bytes lie once more. When all chunks before this one are dealt with in order, they
+    /// are in the slot.
+    pub place: u64,
+}
+
+/// How all that is missing gets into the slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// What to ask for, ascending.
+    pub runs: Vec<Run>,
+    /// What to copy within the slot, ascending. No run contains any of them.
+    pub repeats: Vec<Repeat>,
+}
+
+impl Plan {
+    /// The plan that brings all of `missing`: few requests that fetch little else. One single run without `ranges` (a
+    /// server that cannot serve parts sends everything anyway) or when nearly all is needed.
+    #[must_use]
+    pub fn new(
+        chunks: impl Iterator<Item = ChunkEntry> + Clone,
+        missing: &Missing,
+        ranges: bool,
+    ) -> Self {
+        let mut repeats = repeats(chunks.clone(), missing);
+        let mut fetched = missing.clone();
+        for repeat in &repeats {
+            fetched.done(repeat.number);
+        }
+        let runs = runs(chunks, &fetched, ranges);
+        // What arrives anyway is decoded, which costs the medium nothing.
+        let mut behind = runs.iter().peekable();
+        repeats.retain(|repeat| {
+            while behind
+                .next_if(|run| run.chunks.end <= repeat.number)
+                .is_some()
+            {}
+            behind
+                .peek()
+                .is_none_or(|run| repeat.number < run.chunks.start)
+        });
+        Self { runs, repeats }
+    }
+
+    /// Bytes of the file that are fetched.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let lengths = self.runs.iter().map(|run| run.bytes.end - run.bytes.start);
+        lengths.sum()
+    }
+}
+
+/// Missing chunks that are the same as one before them, which will have reached the slot.
+fn repeats(chunks: impl Iterator<Item = ChunkEntry> + Clone, missing: &Missing) -> Vec<Repeat> {
+    let wanted = || {
+        let numbered = chunks.clone().enumerate();
+        numbered.filter(|(number, chunk)| missing.contains(*number) && !chunk.zeros)
+    };
+    // Most chunks occur once: part of the digest tells which may not, so that only these cost more memory.
+    let part = |digest: &ChunkDigest| digest.0[..8].try_into().map_or(0, u64::from_le_bytes);
+    let mut parts: Vec<u64> = wanted().map(|(_, chunk)| part(&chunk.digest)).collect();
+    parts.sort_unstable();
+    let mut several: Vec<u64> = parts
+        .windows(2)
+        .filter(|two| two[0] == two[1])
+        .map(|two| two[0])
+        .collect();
+    several.dedup();
+    drop(parts);
+    let longest = wanted().map(|(_, chunk)| chunk.raw_len).max().unwrap_or(0);
+    let under_way = PIECES as u64 * (PIECE as u64 + u64::from(longest));
+    // Where each lies first, and how much went by when it had.
+    let mut first = HashMap::new();
+    let (mut repeats, mut went_by) = (Vec::new(), 0);
+    for (number, chunk) in wanted() {
+        if several.binary_search(&part(&chunk.digest)).is_ok() {
+            let end = went_by + u64::from(chunk.raw_len);
+            let (place, then) = *first
+                .entry((chunk.digest, chunk.raw_len))
+                .or_insert((chunk.raw_offset, end));
+            if went_by >= then + under_way {
+                repeats.push(Repeat { number, place });
+            }
+        }
+        went_by += u64::from(chunk.raw_len);
+    }
+    repeats
+}
+
+/// The requests that bring all of `missing`.
+fn runs(chunks: impl Iterator<Item = ChunkEntry>, missing: &Missing, ranges: bool) -> Vec<Run> {
     let (mut runs, mut total): (Vec<Run>, u64) = (Vec::new(), 0);
     for (number, chunk) in chunks.enumerate() {
         total += u64::from(chunk.frame_len);

@@ -9,10 +9,9 @@ use indicatif::HumanBytes;
 use serde_json::json;
 
 use crate::image::{
-    ChunkEntry, Header, ImageKind, ManifestFrame, Missing,
+    ChunkEntry, Header, ImageKind, ManifestFrame, Missing, Plan,
     find::Finder,
     manifest::{PartitionImage, ROOTFS},
-    runs,
 };
 
 use super::{
@@ -79,6 +78,8 @@ struct Difference {
     moved: Part,
     /// Zeros, which are neither copied nor fetched.
     holes: Part,
+    /// Once more in NEW than is fetched.
+    repeated: Part,
     /// Fetched.
     missing: Part,
     requests: u64,
@@ -117,22 +118,25 @@ impl Difference {
         for (number, _) in finder.found() {
             missing.done(number);
         }
+        let plan = Plan::new(new.chunks(), &missing, true);
+        let mut fetched = missing.clone();
+        for repeat in &plan.repeats {
+            fetched.done(repeat.number);
+        }
+        let mut needed = 0;
         for (number, chunk) in new.chunks().enumerate().filter(|(_, chunk)| !chunk.zeros) {
             match () {
-                () if missing.contains(number) => this.missing.add(&chunk),
+                () if fetched.contains(number) => {
+                    this.missing.add(&chunk);
+                    needed += u64::from(chunk.frame_len);
+                }
+                () if missing.contains(number) => this.repeated.add(&chunk),
                 () if elsewhere.contains(number) => this.moved.add(&chunk),
                 () => this.same_place.add(&chunk),
             }
         }
-        let needed: u64 = new
-            .chunks()
-            .enumerate()
-            .filter(|(number, _)| missing.contains(*number))
-            .map(|(_, chunk)| u64::from(chunk.frame_len))
-            .sum();
-        let runs = runs(new.chunks(), &missing, true);
-        this.requests = runs.len() as u64;
-        this.payload = runs.iter().map(|run| run.bytes.end - run.bytes.start).sum();
+        this.requests = plan.runs.len() as u64;
+        this.payload = plan.bytes();
         this.gaps = this.payload - needed;
         Ok(this)
     }
@@ -148,6 +152,7 @@ impl Difference {
             "samePlace": self.same_place.as_json(),
             "moved": self.moved.as_json(),
             "holes": self.holes.as_json(),
+            "repeated": self.repeated.as_json(),
             "missing": self.missing.as_json(),
             "download": {
                 "bytes": self.download(new),
@@ -182,6 +187,7 @@ impl Difference {
             line("Same place", self.same_place),
             line("Moved", self.moved),
             line("Holes", self.holes),
+            line("Repeated", self.repeated),
             line("Missing", self.missing),
             format!(
                 "{:<15} {} ({download} bytes), {:.1} % of the file of {}\n",

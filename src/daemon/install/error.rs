@@ -63,6 +63,15 @@ pub enum InstallError {
         /// Written.
         wanted: String,
     },
+    /// The slot does not hold what was written a moment ago.
+    #[error(
+        "the slot reads back other bytes at {place} of the image than were written: the medium is failing; the slot \
+         stays disabled, replace the card"
+    )]
+    Forgotten {
+        /// Offset in the image, bytes.
+        place: u64,
+    },
 }
 
 impl Coded for InstallError {
@@ -73,7 +82,7 @@ impl Coded for InstallError {
             Self::PlainSignedOnly { .. } => "plain-signature-required",
             Self::DigestMismatch { .. } => "digest-mismatch",
             Self::Truncated { .. } => "image-truncated",
-            Self::ReadBack { .. } => "slot-read-back-mismatch",
+            Self::ReadBack { .. } | Self::Forgotten { .. } => "slot-read-back-mismatch",
         }
     }
 

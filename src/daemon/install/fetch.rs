@@ -1,23 +1,22 @@
-//! Last stage: what the device does not have is downloaded.
+//! Last stage: what the device does not have is downloaded, once: a chunk that occurs again later in the image is
+//! read from the slot then.
 //!
 //! Network, decoder, digests and medium work at the same time: requests run ahead as tasks, one thread decodes, one
 //! verifies, one writes. Chunks come in ascending order. A failure of the network explains why bytes ended early.
 
-use std::{io::Read, sync::Mutex};
+use std::{io::Read, iter::Peekable, slice, sync::Mutex};
 
 use super::{
     error::InstallError, filling::Filling, piece::Piece, pipeline::pipeline, prefix::Prefix,
 };
 use crate::{
     daemon::source::Source,
-    image::{ChunkDecoder, ChunkEntry, Header, Run, check_digest, runs},
+    image::{
+        ChunkDecoder, ChunkEntry, Header, Plan, Repeat, Run, check_digest,
+        plan::{PIECE, PIECES},
+    },
     update::failure::Failure,
 };
-
-/// Chunks go from thread to thread in pieces of about so many raw bytes.
-const PIECE: usize = 512 << 10;
-/// Pieces under way.
-const PIECES: usize = 4;
 
 /// Downloads what is missing, up to `connections` requests at a time.
 ///
@@ -29,28 +28,27 @@ pub fn fetch(
     connections: usize,
 ) -> Result<(), Failure> {
     let header = filling.header;
-    let runs = runs(header.chunks(), filling.missing(), source.supports_ranges());
-    let requests = runs.len();
-    let bytes: u64 = runs.iter().map(|run| run.bytes.end - run.bytes.start).sum();
+    let plan = Plan::new(header.chunks(), filling.missing(), source.supports_ranges());
     tracing::debug!(
         missing = filling.missing().len(),
-        requests,
-        bytes,
+        repeats = plan.repeats.len(),
+        requests = plan.runs.len(),
+        bytes = plan.bytes(),
         "fetching"
     );
-    match &runs[..] {
+    match &plan.runs[..] {
         [] => Ok(()),
         [only] => {
             let mut reader = source.read(only.bytes.start, Some(only.bytes.end))?;
-            fill(filling, source, &runs, |buffer, _| {
+            fill(filling, source, &plan, |buffer, _| {
                 reader.read_exact(buffer)
             })
         }
         _ => {
-            let ranges = runs.iter().map(|run| run.bytes.clone());
+            let ranges = plan.runs.iter().map(|run| run.bytes.clone());
             let mut readers = source.read_ranges(ranges, connections);
             let mut current = None;
-            fill(filling, source, &runs, |buffer, begins| {
+            fill(filling, source, &plan, |buffer, begins| {
                 if begins {
                     current = readers.next();
                 }
@@ -77,32 +75,36 @@ pub fn from_stream(
         chunks: 0..number + 1,
         bytes: filling.header.payload_offset()..last.file_offset + u64::from(last.frame_len),
     });
-    let runs: Vec<_> = all.into_iter().collect();
-    fill(filling, source, &runs, |buffer, _| whole.read_exact(buffer))
+    let plan = Plan {
+        runs: all.into_iter().collect(),
+        repeats: Vec::new(),
+    };
+    fill(filling, source, &plan, |buffer, _| whole.read_exact(buffer))
 }
 
-/// Brings the missing chunks of `runs` into the slot. `read` gives the next bytes of the file; it is told when they
+/// Brings the missing chunks of `plan` into the slot. `read` gives the next bytes of the file; it is told when they
 /// begin a run.
 fn fill(
     filling: &mut Filling<'_>,
     source: &Source,
-    runs: &[Run],
+    plan: &Plan,
     read: impl FnMut(&mut [u8], bool) -> std::io::Result<()> + Send,
 ) -> Result<(), Failure> {
     let header = filling.header;
     let missing = filling.missing().clone();
-    let mut frames = Frames {
+    let mut coming = Coming {
         header,
         source,
-        runs: runs.iter(),
+        runs: plan.runs.iter().peekable(),
+        repeats: plan.repeats.iter().peekable(),
         read,
-        left: 0..0,
         chunks: header.chunks().enumerate(),
         frame: Vec::new(),
     };
     let mut decoder = ChunkDecoder::new();
     let mut prefix = Prefix::new(header.index().max_prefix());
     let cancel = filling.installer.cancel.clone();
+    let meter = filling.installer.meter.clone();
     let filling = Mutex::new(filling);
     // What is in place there stays as it is, so it can be read while others write.
     let in_place = |offset: u64, buffer: &mut [u8]| {
@@ -114,21 +116,35 @@ fn fill(
         |piece: &mut Piece| {
             piece.clear();
             while piece.raw.len() < PIECE
-                && let Some((number, chunk, bytes)) = frames.next()?
+                && let Some((number, chunk, from)) = coming.next()?
             {
                 cancel.check()?;
-                if missing.contains(number) {
-                    let before = prefix
-                        .before(chunk.raw_offset, chunk.prefix_len, in_place)
-                        .map_err(|error| Failure::from(&error))?;
-                    let at = piece.raw.len();
-                    decoder
-                        .append_unverified(&chunk, before, bytes, &mut piece.raw)
-                        .map_err(|error| Failure::from(&error))?;
-                    prefix.went_by(chunk.raw_offset, &piece.raw[at..]);
-                    piece.chunks.push((number, chunk));
-                    piece.good.push(true);
+                if !missing.contains(number) {
+                    continue;
                 }
+                let at = piece.raw.len();
+                match from {
+                    Origin::File(bytes) => {
+                        let before = prefix
+                            .before(chunk.raw_offset, chunk.prefix_len, in_place)
+                            .map_err(|error| Failure::from(&error))?;
+                        decoder
+                            .append_unverified(&chunk, before, bytes, &mut piece.raw)
+                            .map_err(|error| Failure::from(&error))?;
+                    }
+                    Origin::Slot(place) => {
+                        piece.raw.resize(at + chunk.raw_len as usize, 0);
+                        in_place(place, &mut piece.raw[at..])
+                            .map_err(|error| Failure::from(&error))?;
+                        // Before others are decoded with it, so that nobody blames the file.
+                        check_digest(&chunk, &piece.raw[at..])
+                            .map_err(|_| Failure::from(&InstallError::Forgotten { place }))?;
+                        meter.add_reused(u64::from(chunk.raw_len));
+                    }
+                }
+                prefix.went_by(chunk.raw_offset, &piece.raw[at..]);
+                piece.chunks.push((number, chunk));
+                piece.good.push(true);
             }
             Ok(!piece.chunks.is_empty())
         },
@@ -144,43 +160,46 @@ fn fill(
     )
 }
 
-/// A chunk's number, its entry, and its bytes of the file.
-type Arrived<'a> = (usize, ChunkEntry, &'a [u8]);
+/// Where a chunk comes from.
+enum Origin<'a> {
+    /// Its bytes of the file.
+    File(&'a [u8]),
+    /// What it repeats lies there in the image.
+    Slot(u64),
+}
 
-/// The chunks of some runs as the network brings them.
-struct Frames<'a, I, R> {
+/// The chunks of a plan in order, as the network brings them and what they repeat is in place.
+struct Coming<'a, I, R> {
     header: &'a Header,
     source: &'a Source,
-    runs: std::slice::Iter<'a, Run>,
+    runs: Peekable<slice::Iter<'a, Run>>,
+    repeats: Peekable<slice::Iter<'a, Repeat>>,
     read: R,
-    /// Numbers of the chunks still to come in this run.
-    left: std::ops::Range<usize>,
     chunks: I,
     frame: Vec<u8>,
 }
 
-impl<I, R> Frames<'_, I, R>
+impl<I, R> Coming<'_, I, R>
 where
     I: Iterator<Item = (usize, ChunkEntry)>,
     R: FnMut(&mut [u8], bool) -> std::io::Result<()>,
 {
-    fn next(&mut self) -> Result<Option<Arrived<'_>>, Failure> {
-        let begins = self.left.is_empty();
-        if begins {
-            match self.runs.next() {
-                Some(run) => self.left = run.chunks.clone(),
-                None => return Ok(None),
+    fn next(&mut self) -> Result<Option<(usize, ChunkEntry, Origin<'_>)>, Failure> {
+        for (number, chunk) in &mut self.chunks {
+            if let Some(repeat) = self.repeats.next_if(|repeat| repeat.number == number) {
+                return Ok(Some((number, chunk, Origin::Slot(repeat.place))));
             }
+            while self.runs.next_if(|run| run.chunks.end <= number).is_some() {}
+            let Some(run) = self.runs.peek().filter(|run| run.chunks.contains(&number)) else {
+                continue;
+            };
+            self.frame.resize(chunk.frame_len as usize, 0);
+            if (self.read)(&mut self.frame, run.chunks.start == number).is_err() {
+                return Err(self.ended_early(&chunk));
+            }
+            return Ok(Some((number, chunk, Origin::File(&self.frame))));
         }
-        let wanted = self.left.start;
-        let found = self.chunks.find(|(number, _)| *number == wanted);
-        let (number, chunk) = found.expect("runs ascend and consist of chunks of the image");
-        self.frame.resize(chunk.frame_len as usize, 0);
-        if (self.read)(&mut self.frame, begins).is_err() {
-            return Err(self.ended_early(&chunk));
-        }
-        self.left.start += 1;
-        Ok(Some((number, chunk, &self.frame)))
+        Ok(None)
     }
 
     fn ended_early(&self, chunk: &ChunkEntry) -> Failure {

@@ -40,8 +40,13 @@ const SCENES: u32 = 12;
 /// What lies at its place in a slot that a sample takes for another is found only where cuts agree again.
 const UNSEEN: u64 = 256 << 10;
 
-/// Bytes put together from pieces that others may have too, and zeros.
+/// Bytes put together from pieces that others may have too, and zeros. All pieces consist of the same words, so each
+/// chunk is compressed by what is before it.
 fn content(random: &mut Random) -> Vec<u8> {
+    let word = |number: u64| {
+        let mut noise = Random(1 + number);
+        (0..4).flat_map(move |_| noise.next().to_le_bytes())
+    };
     let mut bytes = Vec::new();
     let length = 512 * (1 + random.below(SLOT as u64 / 512)) as usize;
     while bytes.len() < length {
@@ -50,7 +55,7 @@ fn content(random: &mut Random) -> Vec<u8> {
             0 => bytes.resize(bytes.len() + size, 0),
             piece => {
                 let mut noise = Random(piece);
-                let words = (0..size.div_ceil(8)).flat_map(|_| noise.next().to_le_bytes());
+                let words = (0..size.div_ceil(32)).flat_map(|_| word(noise.below(1024)));
                 bytes.extend(words.take(size));
             }
         }

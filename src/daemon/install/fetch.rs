@@ -123,11 +123,12 @@ fn fill(
                     continue;
                 }
                 let at = piece.raw.len();
+                // Of a repeat too: what links to it may need what is before it.
+                let before = prefix
+                    .before(chunk.raw_offset, chunk.prefix_len, in_place)
+                    .map_err(|error| Failure::from(&error))?;
                 match from {
                     Origin::File(bytes) => {
-                        let before = prefix
-                            .before(chunk.raw_offset, chunk.prefix_len, in_place)
-                            .map_err(|error| Failure::from(&error))?;
                         decoder
                             .append_unverified(&chunk, before, bytes, &mut piece.raw)
                             .map_err(|error| Failure::from(&error))?;

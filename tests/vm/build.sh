@@ -13,6 +13,7 @@ export PATH="$PATH:/usr/sbin:/sbin" LC_ALL=C
 
 deb=$(realpath "$1")
 here=$(cd "$(dirname "$0")" && pwd)
+rpi=$here/../../packaging/rpi
 out=$here/../../target/vm
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -21,7 +22,7 @@ trap 'rm -rf "$work"' EXIT
 
 # The suite of this machine, whose C library the package was built for.
 suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-packages=systemd-sysv,udev,dbus,kmod,ca-certificates,libubootenv-tool
+packages=systemd-sysv,udev,dbus,kmod,ca-certificates,libubootenv-tool,fdisk,e2fsprogs
 
 # fresh NAME INPUT...: whether NAME was made from just these texts and this script's functions.
 fresh() {
@@ -124,7 +125,7 @@ kernel() {
 }
 
 root() {
-    fresh root "$(cat "$deb" "$here"/guest/* "$out/debian.inputs" "$out/kernel.inputs" | sha256sum) $(declare -f root)" && return
+    fresh root "$(cat "$deb" "$here"/guest/* "$rpi"/*grow-data* "$out/debian.inputs" "$out/kernel.inputs" | sha256sum) $(declare -f root)" && return
     step "the root file system"
     local tree=$work/root
     mkdir "$tree"
@@ -140,6 +141,8 @@ root() {
     install -m 644 "$here/guest/look.socket" "$here/guest/look@.service" "$tree/etc/systemd/system/"
     install -D -m 644 "$here/guest/trial-timer.conf" "$tree/etc/systemd/system/fwupdated-trial.timer.d/vm.conf"
     install -D -m 644 "$here/guest/trial-service.conf" "$tree/etc/systemd/system/fwupdated-trial.service.d/vm.conf"
+    install -D -t "$tree/usr/lib/fwupdated" "$rpi/grow-data"
+    install -m 644 "$rpi/fwupdated-grow-data.service" "$tree/etc/systemd/system/"
     install -D -m 644 "$here/guest/fwupdated.toml" "$tree/etc/fwupdated/conf.d/image.toml"
     ln -s /data/site.toml "$tree/etc/fwupdated/conf.d/site.toml"
     mkdir -p "$tree/data" "$tree/boot/firmware" "$tree/etc/systemd/system/multi-user.target.wants"
@@ -148,7 +151,7 @@ root() {
     echo IMAGE_VERSION=1.0.0 >>"$tree/etc/os-release"
     # Loaded by udev on real boards; the VM's kernel line is the same for every board.
     echo virtio_net >"$tree/etc/modules-load.d/vm.conf"
-    systemctl --root="$tree" --quiet enable systemd-networkd.service look.socket
+    systemctl --root="$tree" --quiet enable systemd-networkd.service look.socket fwupdated-grow-data.service
     # Nothing to do in a VM, and each costs seconds under emulation.
     systemctl --root="$tree" --quiet mask getty.target serial-getty@ttyS0.service systemd-networkd-wait-online.service \
         systemd-update-utmp.service systemd-random-seed.service systemd-timesyncd.service apt-daily.timer \

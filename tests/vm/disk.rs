@@ -1,5 +1,5 @@
-//! The SD card of the virtual machine: a GPT with two raw environment areas, `boot`, two slots, `data` and `journal`, in
-//! one file. Everything that a scenario does to it from outside happens here, while the machine is off.
+//! The SD card of the virtual machine: a GPT with two raw environment areas, `boot`, two slots, `journal` and `data`, in
+//! one file; `data` has room behind it, as on a card that an image was just written to. Everything that a scenario does to it from outside happens here, while the machine is off.
 
 use std::{
     fs::{self, File},
@@ -26,8 +26,8 @@ const PARTITIONS: [(&str, u64, u64); 7] = [
     ("boot", 4, 12),
     ("rootfs-a", 16, 160),
     ("rootfs-b", 176, 160),
-    ("data", 336, 64),
-    ("journal", 400, 32),
+    ("journal", 336, 32),
+    ("data", 368, 64),
 ];
 
 /// Bytes of one copy of the environment (`ENV_SIZE`).
@@ -148,7 +148,12 @@ impl Disk {
     /// Does something with a partition mounted, which holds ext4.
     pub(crate) fn with_mounted(&self, partition: &str, work: impl FnOnce(&Path)) {
         let place = tempfile::tempdir().unwrap();
-        let (start, size) = (start(partition), size(partition));
+        let start = start(partition);
+        // The device may have let it grow.
+        let size = match partition {
+            "data" => SIZE - start,
+            _ => size(partition),
+        };
         let options = format!("loop,offset={start},sizelimit={size}");
         run(Command::new("mount")
             .args(["-t", "ext4", "-o", &options])

@@ -153,6 +153,7 @@ async fn sound(bench: &mut Bench) -> Outcome<String> {
     let end = bench.end(update).await?;
     let outcome = kept(&end)?;
     look::at_units(bench).await?;
+    look::at_data(bench).await?;
     look::at_end(bench, &end).await?;
     look::at_story(bench, &end).await?;
     Ok(outcome)

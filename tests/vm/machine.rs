@@ -20,9 +20,10 @@ const SHELL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What U-Boot says last, when it has crashed and waits for the button.
 const CRASHED: &str = "### ERROR ### Please RESET the board ###";
-/// How its first line begins.
+/// How the first line of its first part begins, and that of its second.
 const FIRST_LINE: &str = "U-Boot SPL";
-/// Longest time until the next one: it takes a second on a quiet machine.
+const SECOND_PART: &str = "\nU-Boot 2";
+/// Longest silence between the two: it takes a second on a quiet machine.
 const SPL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A machine that is on.
@@ -53,7 +54,9 @@ impl Machine {
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-machine", "pc", "-accel", "tcg,thread=multi"])
             .args(["-cpu", "max,-la57", "-smp", "1", "-m", "512"])
-            .args(["-display", "none", "-monitor", "none", "-bios"])
+            // With a video card U-Boot runs its option ROM, in which it crashes now and then.
+            .args(["-vga", "none", "-display", "none"])
+            .args(["-monitor", "none", "-bios"])
             .arg(firmware)
             .args(["-drive", &drive])
             .args(["-device", "sdhci-pci", "-device", "sd-card,drive=card"])
@@ -94,7 +97,7 @@ impl Machine {
         String::from_utf8_lossy(&bytes[self.from.min(bytes.len())..]).into_owned()
     }
 
-    /// Whether U-Boot has crashed, or says nothing more after its first line. It does so now and then when QEMU restarts
+    /// Whether U-Boot has crashed, or says nothing more in its first part. It does so now and then when QEMU restarts
     /// the machine, long before our script; a board has a watchdog for that, which QEMU's restart switches off here.
     pub(crate) fn has_crashed(&mut self) -> bool {
         let length = fs::metadata(&self.console).map_or(0, |found| found.len());
@@ -104,13 +107,15 @@ impl Machine {
         let mut end = Vec::new();
         let read = File::open(&self.console).and_then(|mut console| {
             console.seek(SeekFrom::Start(
-                length.saturating_sub(80).max(self.from as u64),
+                length.saturating_sub(400).max(self.from as u64),
             ))?;
             console.read_to_end(&mut end)
         });
         let end = String::from_utf8_lossy(&end);
         let is_silent = self.silent_since.elapsed() > SPL_PATIENCE;
-        read.is_ok() && (end.contains(CRASHED) || is_silent && end.contains(FIRST_LINE))
+        let first_part = end.rsplit_once(FIRST_LINE);
+        let is_stuck = is_silent && first_part.is_some_and(|(_, rest)| !rest.contains(SECOND_PART));
+        read.is_ok() && (end.contains(CRASHED) || is_stuck)
     }
 
     /// The power fails.

@@ -39,6 +39,13 @@ impl Scene {
         }
     }
 
+    /// Asks for the image at `uri`; returns the update's id.
+    async fn begin(&self, uri: &str) -> String {
+        let (status, body) = self.rig.invoke(json!({ "fwPackageUri": uri })).await;
+        assert_eq!(status, 200, "{body}");
+        body["updateId"].as_str().unwrap().to_owned()
+    }
+
     /// Installs `image`, which must end in a confirmed slot that holds exactly it.
     async fn install(&mut self, image: &Image) -> Cost {
         let section = self.device.update(&self.rig, image).await;
@@ -157,9 +164,7 @@ async fn a_server_without_ranges_serves_an_update_too() {
     let path = format!("/{}", image.file.file_name().unwrap().to_str().unwrap());
     scene.rig.server.describe(&path, |file| file.ranges = false);
     let uri = scene.rig.server.url(&path);
-    let (status, body) = scene.rig.invoke(json!({ "fwPackageUri": uri })).await;
-    assert_eq!(status, 200, "{body}");
-    let id = body["updateId"].as_str().unwrap().to_owned();
+    let id = scene.begin(&uri).await;
     let section = scene.device.until_final(&scene.rig, &id).await;
     let log = scene.device.log();
     assert_eq!(section["status"], "applyComplete", "{section:#}\n{log}");
@@ -206,8 +211,7 @@ async fn a_part_that_the_medium_forgot_before_its_repeat_is_told_as_the_medium_s
     let image = scene.rig.build("1.1.0", content, &[]);
     let uri = scene.rig.serve(&image);
     scene.rig.server.throttle(Some(2 << 20));
-    let (status, body) = scene.rig.invoke(json!({ "fwPackageUri": uri })).await;
-    assert_eq!(status, 200, "{body}");
+    let id = scene.begin(&uri).await;
     let far = image.raw.len() as u64 / 2;
     while scene.rig.server.bytes_sent() < far {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -216,7 +220,6 @@ async fn a_part_that_the_medium_forgot_before_its_repeat_is_told_as_the_medium_s
         .write(true)
         .open(scene.device.slot_file(Slot::B));
     slot.unwrap().write_all_at(&[0x55; 4096], part / 2).unwrap();
-    let id = body["updateId"].as_str().unwrap().to_owned();
     let section = scene.device.until_final(&scene.rig, &id).await;
     assert_eq!(section["status"], "downloadfailed", "{section:#}");
     assert_eq!(
@@ -237,9 +240,7 @@ async fn boot_files_go_to_the_slot_s_own_partition_and_only_where_there_is_one()
     let boot = boot.to_str().unwrap();
     let image = scene.rig.build("1.1.0", new, &["--boot", boot]);
     let uri = scene.rig.serve(&image);
-    let (status, body) = scene.rig.invoke(json!({ "fwPackageUri": uri })).await;
-    assert_eq!(status, 200, "{body}");
-    let id = body["updateId"].as_str().unwrap().to_owned();
+    let id = scene.begin(&uri).await;
     let section = scene.device.until_final(&scene.rig, &id).await;
     let code = &section["error"]["code"];
     assert_eq!(code, "boot-partition-missing", "{section:#}");

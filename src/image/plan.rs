@@ -131,6 +131,13 @@ impl Plan {
         Self { runs, repeats }
     }
 
+    /// Whether chunk `number` is copied within the slot.
+    #[must_use]
+    pub fn is_repeat(&self, number: usize) -> bool {
+        let found = self.repeats.binary_search_by_key(&number, |it| it.number);
+        found.is_ok()
+    }
+
     /// Bytes of the file that are fetched.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! The SD card of the virtual machine: a GPT with two raw environment areas, `boot`, two slots, `journal` and `data`, in
-//! one file; `data` has room behind it, as on a card that an image was just written to. Everything that a scenario does to it from outside happens here, while the machine is off.
+//! one file; `data` has room behind it, as on a card that an image was just written to. Everything that a scenario does
+//! to it from outside happens here, while the machine is off.
 
 use std::{
     fs::{self, File},

@@ -119,18 +119,14 @@ impl Difference {
             missing.done(number);
         }
         let plan = Plan::new(new.chunks(), &missing, true);
-        let mut fetched = missing.clone();
-        for repeat in &plan.repeats {
-            fetched.done(repeat.number);
-        }
         let mut needed = 0;
         for (number, chunk) in new.chunks().enumerate().filter(|(_, chunk)| !chunk.zeros) {
             match () {
-                () if fetched.contains(number) => {
+                () if plan.is_repeat(number) => this.repeated.add(&chunk),
+                () if missing.contains(number) => {
                     this.missing.add(&chunk);
                     needed += u64::from(chunk.frame_len);
                 }
-                () if missing.contains(number) => this.repeated.add(&chunk),
                 () if elsewhere.contains(number) => this.moved.add(&chunk),
                 () => this.same_place.add(&chunk),
             }

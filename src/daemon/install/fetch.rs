@@ -128,12 +128,12 @@ fn fill(
                     .before(chunk.raw_offset, chunk.prefix_len, in_place)
                     .map_err(|error| Failure::from(&error))?;
                 match from {
-                    Origin::File(bytes) => {
+                    Arrival::Frame(bytes) => {
                         decoder
                             .append_unverified(&chunk, before, bytes, &mut piece.raw)
                             .map_err(|error| Failure::from(&error))?;
                     }
-                    Origin::Slot(place) => {
+                    Arrival::Repeat(place) => {
                         piece.raw.resize(at + chunk.raw_len as usize, 0);
                         in_place(place, &mut piece.raw[at..])
                             .map_err(|error| Failure::from(&error))?;
@@ -161,12 +161,12 @@ fn fill(
     )
 }
 
-/// Where a chunk comes from.
-enum Origin<'a> {
+/// What a chunk is made from.
+enum Arrival<'a> {
     /// Its bytes of the file.
-    File(&'a [u8]),
-    /// What it repeats lies there in the image.
-    Slot(u64),
+    Frame(&'a [u8]),
+    /// What it repeats, which lies there in the image.
+    Repeat(u64),
 }
 
 /// The chunks of a plan in order, as the network brings them and what they repeat is in place.
@@ -185,10 +185,10 @@ where
     I: Iterator<Item = (usize, ChunkEntry)>,
     R: FnMut(&mut [u8], bool) -> std::io::Result<()>,
 {
-    fn next(&mut self) -> Result<Option<(usize, ChunkEntry, Origin<'_>)>, Failure> {
+    fn next(&mut self) -> Result<Option<(usize, ChunkEntry, Arrival<'_>)>, Failure> {
         for (number, chunk) in &mut self.chunks {
             if let Some(repeat) = self.repeats.next_if(|repeat| repeat.number == number) {
-                return Ok(Some((number, chunk, Origin::Slot(repeat.place))));
+                return Ok(Some((number, chunk, Arrival::Repeat(repeat.place))));
             }
             while self.runs.next_if(|run| run.chunks.end <= number).is_some() {}
             let Some(run) = self.runs.peek().filter(|run| run.chunks.contains(&number)) else {
@@ -198,7 +198,7 @@ where
             if (self.read)(&mut self.frame, run.chunks.start == number).is_err() {
                 return Err(self.ended_early(&chunk));
             }
-            return Ok(Some((number, chunk, Origin::File(&self.frame))));
+            return Ok(Some((number, chunk, Arrival::Frame(&self.frame))));
         }
         Ok(None)
     }

@@ -49,9 +49,12 @@ fn say(what: &str) {
 
 /// A hub, an image server and a device that is not switched on yet.
 async fn scene() -> (TempDir, Rig, Device) {
-    // Not in /tmp, of which the unit gives the daemon one of its own.
-    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/packaging");
-    let dir = tempfile::tempdir_in(place).unwrap();
+    // Not in /tmp, of which the unit gives the daemon one of its own, and where this checkout may be.
+    let prefix = "fwupdated-test-";
+    let dir = tempfile::Builder::new()
+        .prefix(prefix)
+        .tempdir_in("/var/lib");
+    let dir = dir.unwrap();
     let rig = Rig::start(dir.path()).await;
     let slot = 24 * MIB as u64;
     let device = Device::new(&rig, &dir.path().join("device"), slot, "1.0.0", SETTINGS);

@@ -82,7 +82,8 @@ impl Reading {
             .args(["--kill-after=5", PATIENCE])
             .arg(here.join("machine.sh"))
             .args([folder.path(), &script])
-            .env("PATH", format!("{}:{path}", programs.display()))
+            // From inside: that machine has a /tmp of its own, and this checkout may be in there.
+            .env("PATH", format!("/host{}:{path}", programs.display()))
             .stdin(Stdio::null())
             .output()
             .map_err(|error| error.to_string())?;

@@ -1,4 +1,10 @@
-//! The documentation points to what exists: its links, and the tests that it names as proof.
+//! The documentation points to what exists: its links, and the tests that it names as proof; its alerts are ones that
+//! Prometheus takes.
+
+#[path = "support/promtool.rs"]
+mod promtool;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::{
     collections::BTreeSet,
@@ -100,18 +106,35 @@ fn every_test_that_is_named_as_proof_exists() {
                 .collect::<Vec<_>>()
         })
         .collect();
-    let text = fs::read_to_string(root().join("docs/explanation/architecture.md")).unwrap();
-    // Names of tests are sentences; other identifiers have fewer words.
-    let named: Vec<_> = text
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter(|word| word.matches('_').count() >= 4 && !word.contains(['/', ' ']))
-        .collect();
-    assert!(named.len() > 20, "{named:?}");
-    let missing: Vec<_> = named
-        .iter()
-        .filter(|name| !functions.contains(**name))
-        .collect();
+    let mut missing = Vec::new();
+    let mut seen = 0;
+    let mut explanations = Vec::new();
+    files(&root().join("docs/explanation"), ".md", &mut explanations);
+    for page in explanations {
+        let text = fs::read_to_string(&page).unwrap();
+        // Names of tests are sentences; other identifiers have fewer words.
+        let named = text
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|word| word.matches('_').count() >= 4 && !word.contains(['/', ' ']));
+        for name in named {
+            seen += 1;
+            if !functions.contains(name) {
+                missing.push(format!("{}: {name}", page.display()));
+            }
+        }
+    }
+    assert!(seen > 80, "only {seen} tests are named");
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn prometheus_takes_the_alerts() {
+    let page = fs::read_to_string(root().join("docs/reference/metrics.md")).unwrap();
+    let (_, rest) = page.split_once("```yaml\n").unwrap();
+    let (alerts, _) = rest.split_once("```").unwrap();
+    let rules = alerts.replace('\n', "\n  ");
+    let file = format!("groups:\n- name: fwupdated\n  rules:\n  {rules}\n");
+    promtool::check(&["rules", "/dev/stdin"], &file);
 }

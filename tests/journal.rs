@@ -15,6 +15,7 @@ use std::{
 use fwupdated::update::events;
 use serde_json::{Value, json};
 use support::{
+    promtool,
     rig::{Device, Rig, noise, program, run},
     skipped,
 };
@@ -226,6 +227,7 @@ async fn the_update_s_id_finds_its_whole_story_before_and_after_the_reboot() {
     ] {
         assert!(page.lines().any(|it| it == line), "no {line}\n{page}");
     }
+    promtool::check(&["metrics"], &page);
     let all = journal.entries(&["SYSLOG_IDENTIFIER=fwupdated"]);
     for entry in &all {
         // No line about an update lacks its id.

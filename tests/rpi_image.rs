@@ -1,6 +1,6 @@
-//! The image maker for the Raspberry Pi (`packaging/rpi/make-image.sh`) over a stand-in for a stock image: partitions, boot
-//! files, environment, fstab, configuration. The boot script of the U-Boot image is run by the real U-Boot of Debian's
-//! package `u-boot-rpi` in QEMU's Raspberry Pi 3; without QEMU or that package this says `SKIPPED`.
+//! The image maker for the Raspberry Pi (`packaging/rpi/make-image.sh`) over stand-ins for a stock image and a tar file:
+//! partitions, boot files, environment, fstab, configuration. The boot script of the U-Boot image is run by the real
+//! U-Boot of Debian's package `u-boot-rpi` in QEMU's Raspberry Pi 3; without QEMU or that package this says `SKIPPED`.
 
 #[path = "support/skip.rs"]
 mod skip;
@@ -51,7 +51,8 @@ fn shell(dir: &Path, script: &str) -> Result<String, String> {
     ))
 }
 
-/// A stand-in for a stock image (MBR: FAT with boot files, ext4 with a root file system) and for fwupdated's package.
+/// A stand-in for a stock image (MBR: FAT with boot files, ext4 with a root file system), the same as a tar file, and a
+/// stand-in for fwupdated's package.
 const STOCK: &str = r#"
 mkdir -p boot root/etc/init.d root/etc/systemd/system root/boot root/usr/lib root/data root/var/lib/dpkg/{info,updates}
 : >root/var/lib/dpkg/status
@@ -74,6 +75,8 @@ printf 'label: dos\nstart=8192,size=81920,type=c\nstart=90112,size=81920,type=83
 dd if=boot.img of=stock.img bs=512 seek=8192 conv=notrunc status=none
 dd if=root.img of=stock.img bs=512 seek=90112 conv=notrunc status=none
 rm boot.img root.img
+cp -a boot root/boot/firmware
+tar -C root --numeric-owner --xattrs -cJf root.tar.xz .
 mkdir -p deb/DEBIAN deb/usr/bin
 printf 'Package: fwupdated\nVersion: 0.1.0\nArchitecture: all\nMaintainer: nobody <nobody@example.com>\nDescription: stand-in\n' >deb/DEBIAN/control
 echo program >deb/usr/bin/fwupdated
@@ -90,8 +93,8 @@ struct Made {
 }
 
 impl Made {
-    /// `None`, after saying why, without the right to mount.
-    fn by(arguments: &str) -> Option<Self> {
+    /// From `--stock stock.img` or `--rootfs root.tar.xz`. `None`, after saying why, without the right to mount.
+    fn from(source: &str, arguments: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             skip::skipped("no image is made without root");
             return None;
@@ -99,11 +102,11 @@ impl Made {
         let dir = tempfile::tempdir().unwrap();
         shell(dir.path(), STOCK).unwrap();
         let script = root().join("packaging/rpi/make-image.sh");
-        let options = "--stock stock.img --deb fwupdated.deb --output made.img --key operator.pub --config site.toml \
-                       --boot-size 40 --rootfs-size 40";
+        let options = "--deb fwupdated.deb --output made.img --key operator.pub --config site.toml --boot-size 40 \
+                       --rootfs-size 40";
         let made = shell(
             dir.path(),
-            &format!("{} {options} {arguments}", script.display()),
+            &format!("{} {source} {options} {arguments}", script.display()),
         );
         if let Err(error) = made {
             // Containers without loop devices can hold no root.
@@ -244,7 +247,7 @@ impl Made {
 
 #[test]
 fn an_image_for_tryboot_has_slots_that_the_firmware_can_try_and_fwupdated_can_switch() {
-    let Some(made) = Made::by("--boot tryboot") else {
+    let Some(made) = Made::from("--stock stock.img", "--boot tryboot") else {
         return;
     };
     assert_eq!(
@@ -326,6 +329,39 @@ fn an_image_for_tryboot_has_slots_that_the_firmware_can_try_and_fwupdated_can_sw
     );
 }
 
+#[test]
+fn a_tar_file_gives_the_same_image_as_the_stock_image_with_the_same_files() {
+    let sources = ["--stock stock.img", "--rootfs root.tar.xz"];
+    let [Some(stock), Some(tar)] = sources.map(|source| Made::from(source, "--boot tryboot"))
+    else {
+        return;
+    };
+    assert_eq!(tar.names(), stock.names());
+    tar.assert_slots();
+    // By names, owners, modes, sizes and contents.
+    let files = |made: &Made, part: &str| {
+        let part = made.part(part);
+        let script = format!(
+            "mkdir tree; debugfs -R 'rdump / tree' {} 2>/dev/null
+             cd tree; find . ! -path './lost+found' ! -path './boot/firmware' -printf '%p %U:%G %m %l\\n' | sort
+             find . -type f -exec sha256sum {{}} + | sort",
+            part.display()
+        );
+        shell(made.dir.path(), &script).unwrap()
+    };
+    let listed = files(&tar, "rootfs-a");
+    assert!(listed.contains("./etc/os-release 1234:2345"), "{listed}");
+    assert_eq!(listed, files(&stock, "rootfs-a"));
+    for name in ["config.txt", "cmdline-b.txt", "kernel8.img"] {
+        let digest = |made: &Made| {
+            let part = made.part("boot-b");
+            let script = format!("mtype -i {} ::{name} | sha256sum", part.display());
+            shell(made.dir.path(), &script).unwrap()
+        };
+        assert_eq!(digest(&tar), digest(&stock), "{name}");
+    }
+}
+
 /// Debian's U-Boot for the Raspberry Pi; `None`, after saying why, where it cannot be had.
 fn u_boot(dir: &Path) -> Option<PathBuf> {
     let script = "mkdir -p lists/partial cache/archives/partial
@@ -347,7 +383,8 @@ fn an_image_for_u_boot_has_an_environment_that_the_real_u_boot_reads_counts_in_a
     let Some(u_boot) = u_boot(place.path()) else {
         return;
     };
-    let Some(made) = Made::by(&format!("--boot uboot --u-boot {}", u_boot.display())) else {
+    let options = format!("--boot uboot --u-boot {}", u_boot.display());
+    let Some(made) = Made::from("--stock stock.img", &options) else {
         return;
     };
     assert_eq!(

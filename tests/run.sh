@@ -49,6 +49,15 @@ else
     exit 1
 fi
 
+step "promtool, for the metrics"
+if tests/promtool.sh; then
+    export PROMTOOL="${PROMTOOL:-required}"
+elif [ $? -eq 75 ]; then
+    echo "SKIPPED: the metrics by Prometheus' own checker, because it cannot be had here (see above)"
+else
+    exit 1
+fi
+
 step "make demo"
 if ! make --no-print-directory demo >target/demo.log 2>&1; then
     cat target/demo.log

@@ -81,7 +81,8 @@ need mkfs.ext4 e2fsprogs
 need dpkg dpkg
 [ "$boot" = tryboot ] || need mkimage u-boot-tools
 [ "$boot" = tryboot ] || need mkenvimage u-boot-tools
-[[ $stock != *.xz ]] || need xz xz-utils
+[[ $stock$rootfs != *.xz ]] || need xz xz-utils
+[[ $rootfs != *.zst ]] || need zstd zstd
 
 # Beside the output, which has room for what is as large.
 work=$(realpath "$(mktemp -d "$(dirname "$output")/.make-image.XXXXXX")")

@@ -10,6 +10,7 @@ pub(crate) mod figures;
 pub(crate) mod image_server;
 pub(crate) mod own_hub;
 pub(crate) mod process;
+pub(crate) mod promtool;
 pub(crate) mod random;
 pub(crate) mod rig;
 pub(crate) mod sdk;

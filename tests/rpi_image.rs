@@ -212,6 +212,9 @@ impl Made {
         assert_eq!(self.root_file("rootfs-a", "/etc/init.d/resize2fs_once"), "");
         let fstab = self.root_file("rootfs-a", "/etc/fstab");
         assert!(fstab.contains("PARTLABEL=data  /data  ext4"), "{fstab}");
+        let waits = "/etc/systemd/system/fwupdated.service.d/50-image.conf";
+        let waits = self.root_file("rootfs-a", waits);
+        assert!(waits.contains("RequiresMountsFor=/data\n"), "{waits}");
         assert!(
             !fstab.contains("UUID="),
             "ids of file systems are the same in both slots: {fstab}"
@@ -288,7 +291,8 @@ fn an_image_for_tryboot_has_slots_that_the_firmware_can_try_and_fwupdated_can_sw
         assert!(
             words.contains(&own.as_str())
                 && words.contains(&"console=tty1")
-                && words.contains(&"gpt"),
+                && words.contains(&"gpt")
+                && words.contains(&"fsck.repair=yes"),
             "{line}"
         );
         assert!(

@@ -173,10 +173,11 @@ TEXT
 }
 settings >"$tree/etc/fwupdated/conf.d/50-image.toml"
 
-# The root file system is named on the kernel's command line; what is here only tells how to mount it.
+# The root file system is named on the kernel's command line; what is here only tells how to mount it. A boot that lacks
+# another one goes on (nofail), so that somebody can look; but a card that is slow is waited for.
 fstab() {
     echo '/dev/root       /      ext4  defaults,noatime  0  0'
-    echo 'PARTLABEL=data  /data  ext4  defaults,noatime,nofail,x-systemd.device-timeout=30s  0  2'
+    echo 'PARTLABEL=data  /data  ext4  defaults,noatime,nofail,x-systemd.device-timeout=10min  0  2'
     if [ "$boot" = uboot ]; then
         echo 'PARTLABEL=boot  /boot/firmware  vfat  defaults,noatime,nofail  0  2'
     else
@@ -185,6 +186,11 @@ fstab() {
 }
 fstab >"$tree/etc/fstab"
 [ "$boot" = uboot ] || install -d -m 0755 "$tree/bootfs"
+# With nofail nothing else has the daemon wait for them: it would find neither its identity nor its state.
+install -d -m 0755 "$tree/etc/systemd/system/fwupdated.service.d"
+mounted=bootfs
+[ "$boot" = tryboot ] || mounted='boot-firmware'
+printf '[Unit]\nRequiresMountsFor=/data\nAfter=%s.mount\n' "$mounted" >"$tree/etc/systemd/system/fwupdated.service.d/50-image.conf"
 # Raspberry Pi OS grows the root file system at its first boot, which would grow over the other slot.
 rm -f "$tree/etc/init.d/resize2fs_once" "$tree"/etc/rc?.d/S??resize2fs_once
 rm -f "$tree/etc/systemd/system/multi-user.target.wants/rpi-resize.service"
@@ -202,8 +208,9 @@ printf '[Manager]\nRuntimeWatchdogSec=14s\n' >"$tree/etc/systemd/system.conf.d/5
 
 # The kernel's command line as the stock image has it, without what names the root file system or resizes it.
 line=$(tr -d '\n' <"$files/cmdline.txt" 2>/dev/null | tr ' ' '\n' | grep -Ev '^(root=|rootfstype=|fsck\.repair=|init=.*(init_resize|firstboot)|resize$|quiet$|panic=|ro$|rw$|rootwait$|gpt$)' | tr '\n' ' ') || true
-# With the first copy of the partition table spoiled, the kernel takes the second one.
-line="${line}gpt "
+# With the first copy of the partition table spoiled, the kernel takes the second one; and nobody is there to be asked how
+# the file system of `data` is to be repaired.
+line="${line}gpt fsck.repair=yes "
 
 if [ "$boot" = uboot ]; then
     if [ -z "$uboot" ]; then

@@ -34,6 +34,11 @@ package-test: ## Build the packages for all architectures and test them: lintian
 	@tests/setup.sh --packages
 	@PACKAGE_TEST=required tests/packaging/run.sh --whole
 
+.PHONY: rpi-test
+rpi-test: ## Start an image of the Raspberry Pi image maker in QEMU's Raspberry Pi 3 and update it (as root, half an hour)
+	@tests/setup.sh --rpi
+	@RPI_TEST=required tests/rpi/run.sh
+
 .PHONY: vm-test
 vm-test: ## Run every scenario in a virtual machine: updates, broken versions, 30 power cuts (as root, an hour)
 	@tests/setup.sh --vm

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what demo (`--demo`), the Debian packages (`--deb`; for other architectures `--cross`), their whole test
-# (`--packages`), the virtual machine (`--vm`) or tests (`--tests`, the default: all that `make test` needs) need on a bare
-# Debian 12 or 13 with Rust: Debian packages, and tools from crates.io. Says what it installs; does nothing when all is
-# there.
+# (`--packages`), the virtual machine (`--vm`), the Raspberry Pi image in QEMU (`--rpi`) or tests (`--tests`, the default:
+# all that `make test` needs) need on a bare Debian 12 or 13 with Rust: Debian packages, and tools from crates.io. Says what
+# it installs; does nothing when all is there.
 set -euo pipefail
 
 what=${1:---tests}
@@ -20,7 +20,7 @@ if [ "$what" != --demo ]; then
     need dpkg-shlibdeps dpkg-dev
     need strip binutils
 fi
-if [ "$what" = --cross ] || [ "$what" = --packages ]; then
+if [ "$what" = --cross ] || [ "$what" = --packages ] || [ "$what" = --rpi ]; then
     need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
     need /usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross
     need arm-linux-gnueabihf-gcc gcc-arm-linux-gnueabihf
@@ -35,6 +35,21 @@ fi
 if [ "$what" = --packages ]; then
     need piuparts piuparts
     need qemu-aarch64-static qemu-user-static
+fi
+if [ "$what" = --rpi ]; then
+    need qemu-system-aarch64 qemu-system-arm
+    need qemu-aarch64-static qemu-user-static
+    need arch-test arch-test
+    need fdtput device-tree-compiler
+    need mmdebstrap mmdebstrap
+    need mkimage u-boot-tools
+    need sfdisk fdisk
+    need mkfs.vfat dosfstools
+    need mcopy mtools
+    need depmod kmod
+    need cpio cpio
+    need ip iproute2
+    need setpriv util-linux
 fi
 if [ "$what" = --vm ] || [ "$what" = --tests ]; then
     need qemu-system-x86_64 qemu-system-x86

@@ -30,7 +30,7 @@ use rustix::{
 
 pub use file_system::FileSystem;
 
-use super::slots::InactiveSlot;
+use super::{busy::patiently, slots::InactiveSlot};
 use crate::update::failure::{Class, Coded};
 
 /// Why files could not be carried over.
@@ -198,7 +198,8 @@ fn mount(device: &Path, kind: &'static str, access: Access) -> Result<OwnedFd, C
         }
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     };
-    mounted().map_err(|errno| match errno {
+    // Until the last mount is gone for good, the kernel refuses one with other access.
+    patiently(mounted, |errno| *errno == Errno::BUSY).map_err(|errno| match errno {
         Errno::ROFS => CarryOverError::ReadOnly {
             device: device.to_owned(),
             kind,

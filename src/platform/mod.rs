@@ -1,5 +1,6 @@
 //! ACTS on this board, one effect a file.
 
+mod busy;
 pub mod carry_over;
 pub mod device_certificate;
 pub mod fetch;

@@ -72,7 +72,19 @@ impl Scene {
         let point = self.dir.path().join("new");
         fs::create_dir_all(&point).unwrap();
         let at = point.to_str().unwrap();
-        run("mount", &[self.device.to_str().unwrap(), at]);
+        let mounted = patiently(
+            || {
+                let mut mount = Command::new("mount");
+                let done = mount.arg(&self.device).arg(at).output().unwrap();
+                if done.status.success() {
+                    Ok(())
+                } else {
+                    Err(done)
+                }
+            },
+            |_| true,
+        );
+        mounted.unwrap();
         let done = work(&point);
         run("umount", &[at]);
         done
@@ -149,11 +161,24 @@ fn contents_owners_modes_times_attributes_and_links_are_carried_over() {
     });
     // Nothing holds the slot any more.
     let mut exclusive = fs::File::options();
-    exclusive
-        .read(true)
-        .custom_flags(nix::libc::O_EXCL)
-        .open(&scene.device)
-        .unwrap();
+    exclusive.read(true).custom_flags(nix::libc::O_EXCL);
+    patiently(|| exclusive.open(&scene.device), |_| true).unwrap();
+}
+
+#[test]
+fn a_device_that_is_busy_for_a_moment_is_waited_for_and_one_that_stays_so_is_an_error() {
+    let Some(scene) = Scene::new(16) else { return };
+    scene.write("etc/passwd", "carried");
+    let held = mount(&scene.device, "ext4", Access::Read).unwrap();
+    let refused = scene.carry(&["/etc/passwd"]).unwrap_err();
+    assert_eq!(refused.code(), "carry-over-mount", "{refused}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(150));
+            drop(held);
+        });
+        assert_eq!(scene.carry(&["/etc/passwd"]).unwrap().bytes, 7);
+    });
 }
 
 #[test]

@@ -5,8 +5,6 @@ use std::{
     io,
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     path::Path,
-    thread,
-    time::Duration,
 };
 
 use nix::{
@@ -22,7 +20,7 @@ use super::{
     holders::{holder_of, refuse_held_file, refuse_running_root},
     medium::{AlignedBuf, BUFFER_ALIGN, Medium, floor},
 };
-use crate::platform::ioctl;
+use crate::platform::{busy::patiently, ioctl};
 
 /// What a slot is opened for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -205,11 +203,6 @@ impl Medium for DeviceMedium {
     }
 }
 
-/// Tools that look at a device (fsck, mkfs, a tool that attaches it) claim it for a moment: a device that
-/// is busy is asked again, so many times and so far apart, before it counts as held.
-const BUSY_RETRIES: u32 = 5;
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
-
 fn signed(offset: u64) -> io::Result<i64> {
     i64::try_from(offset).map_err(|_| io::Error::from(Errno::EFBIG))
 }
@@ -232,16 +225,7 @@ fn open_direct(path: &Path, access: Access, is_device: bool) -> io::Result<(File
             .read(true)
             .write(access == Access::Write)
             .custom_flags(flags.bits());
-        let mut patience = BUSY_RETRIES;
-        loop {
-            match options.open(path) {
-                Err(error) if is(&error, Errno::EBUSY) && patience > 0 => {
-                    patience -= 1;
-                    thread::sleep(BUSY_PAUSE);
-                }
-                done => return done,
-            }
-        }
+        patiently(|| options.open(path), |error| is(error, Errno::EBUSY))
     };
     match open(exclusive | OFlag::O_DIRECT) {
         Ok(file) => Ok((file, true)),

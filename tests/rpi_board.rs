@@ -9,26 +9,32 @@
 #[path = "support/mod.rs"]
 mod support;
 
+// Two of its changes are made here.
+#[allow(dead_code)]
+#[path = "vm/images.rs"]
+mod images;
+
 use std::{
     fs::{self, File, Permissions},
-    io::{Read, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use self::{
+    images::Change,
+    support::{
+        guest_shell,
+        rig::{COMPATIBLE, DEVICE, Rig, run},
+    },
+};
 use fwupdated::platform::uboot_env::{EnvLocation, UbootEnv, names};
 use serde_json::{Value, json};
-use support::rig::{COMPATIBLE, DEVICE, Rig, fwupdatectl, run};
 
 /// Longest wait for anything. A boot takes two minutes of emulation, a slot without a kernel four boots.
 const PATIENCE: Duration = Duration::from_secs(30 * 60);
-/// Longest wait for the next word of the guest's shell.
-const SHELL_PATIENCE: Duration = Duration::from_secs(120);
-/// Where the guest gives a shell to whoever connects (`tests/vm/guest/look.socket`).
-const SHELL_PORT: u16 = 7777;
 /// A power of two, or QEMU refuses the card; several times what `data` has at first.
 const CARD: u64 = 4 << 30;
 
@@ -147,9 +153,9 @@ impl Card {
         env.read().ok()?.get(name).map(str::to_owned)
     }
 
-    /// A signed image of the made root file system as this version; `change` are further lines for debugfs.
-    fn image(&self, rig: &Rig, version: &str, change: &str) -> PathBuf {
-        let raw = self.dir.join(format!("{version}.root"));
+    /// The made root file system, in a file of its own.
+    fn root(&self) -> PathBuf {
+        let raw = self.dir.join("root.img");
         let (start, size) = self.part("rootfs-a");
         run(Command::new("dd")
             .args([
@@ -161,38 +167,7 @@ impl Card {
             .arg(format!("if={}", self.path.display()))
             .arg(format!("of={}", raw.display()))
             .args([format!("skip={start}"), format!("count={size}")]));
-        const RELEASE: &str = "/usr/lib/os-release";
-        let old = run(Command::new("debugfs")
-            .args(["-R", &format!("cat {RELEASE}")])
-            .arg(&raw))
-        .stdout;
-        let new = String::from_utf8(old)
-            .unwrap()
-            .replace("IMAGE_VERSION=1.0.0", &format!("IMAGE_VERSION={version}"));
-        assert!(new.contains(version), "{new}");
-        let release = self.dir.join("os-release");
-        fs::write(&release, new).unwrap();
-        let commands = self.dir.join("debugfs");
-        let text = format!(
-            "rm {RELEASE}\nwrite {} {RELEASE}\nset_inode_field {RELEASE} mode 0100644\n{change}",
-            release.display()
-        );
-        fs::write(&commands, text).unwrap();
-        run(Command::new("debugfs")
-            .arg("-w")
-            .arg("-f")
-            .args([&commands, &raw]));
-        let image = self.dir.join(format!("{version}.img.zst"));
-        run(fwupdatectl()
-            .args(["image", "build", "--level", "1", "--version", version])
-            .args(["--compatible", COMPATIBLE, "--rootfs"])
-            .arg(&raw)
-            .arg("--key")
-            .arg(&rig.key)
-            .arg("--output")
-            .arg(&image));
-        fs::remove_file(raw).unwrap();
-        image
+        raw
     }
 }
 
@@ -218,9 +193,11 @@ impl Board {
         ]));
         let line = fs::read_to_string(card.boot_file("cmdline.txt")).unwrap();
         let console = card.dir.join("console.log");
-        let shell = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let shell = shell.local_addr().unwrap().port();
-        let network = format!("user,id=net,hostfwd=tcp:127.0.0.1:{shell}-:{SHELL_PORT}");
+        let shell = guest_shell::free_port();
+        let network = format!(
+            "user,id=net,hostfwd=tcp:127.0.0.1:{shell}-:{}",
+            guest_shell::PORT
+        );
         // Dies with this process, whatever ends it.
         let qemu = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-system-aarch64"])
@@ -257,16 +234,7 @@ impl Board {
 
     /// What these shell commands print inside; `None` while nobody is there to run them.
     fn inside(&self, commands: &str) -> Option<String> {
-        const END: &str = "== that is all ==\n";
-        let mut shell = TcpStream::connect((Ipv4Addr::LOCALHOST, self.shell)).ok()?;
-        shell.set_read_timeout(Some(SHELL_PATIENCE)).ok()?;
-        let script = format!("{{ {commands}\n}} </dev/null 2>&1\nprintf '{END}'\nexit\n");
-        shell.write_all(script.as_bytes()).ok()?;
-        let mut said = Vec::new();
-        // One that breaks off lacks the end.
-        let _ = shell.read_to_end(&mut said);
-        let said = String::from_utf8_lossy(&said);
-        said.strip_suffix(END).map(str::to_owned)
+        guest_shell::ask(self.shell, commands)
     }
 
     /// Waits until `done` says something.
@@ -337,6 +305,8 @@ async fn test(place: &Path, parts: &Path, deb: &Path) {
     let rig = Rig::start(place).await;
     let card = Card::make(&rig, parts, deb);
     say("the image is made");
+    // As it was made, before the board writes to it.
+    let root = card.root();
     let mut board = Board::power_on(&card);
     until_runs(&mut board, &rig, &card, "a", "1.0.0").await;
 
@@ -363,13 +333,14 @@ async fn test(place: &Path, parts: &Path, deb: &Path) {
     );
     assert!(!said.contains("fwupdated-grow-data.service"), "{said}");
 
-    let sound = card.image(&rig, "1.1.0", "");
+    let build = |version, change| images::build(&root, place, &rig.key, version, change);
+    let sound = build("1.1.0", Change::Sound);
     let (section, chosen) = update(&mut board, &rig, &sound, "sound").await;
     assert_eq!(section["status"], "applyComplete", "{section:#}");
     assert_eq!(chosen, 1, "one boot for the trial");
     until_runs(&mut board, &rig, &card, "b", "1.1.0").await;
 
-    let broken = card.image(&rig, "1.2.0", "rm /boot/vmlinuz\n");
+    let broken = build("1.2.0", Change::NoKernel);
     let (section, chosen) = update(&mut board, &rig, &broken, "broken").await;
     assert_eq!(section["status"], "applyFailed", "{section:#}");
     assert_eq!(section["error"]["code"], "trial-boot-failed", "{section:#}");

@@ -7,6 +7,7 @@ pub(crate) mod browser;
 pub(crate) mod bus;
 pub(crate) mod connect_proxy;
 pub(crate) mod figures;
+pub(crate) mod guest_shell;
 pub(crate) mod image_server;
 pub(crate) mod own_hub;
 pub(crate) mod process;

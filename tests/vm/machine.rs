@@ -3,20 +3,14 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Seek, SeekFrom, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use super::disk::Disk;
-
-/// Where the guest gives a shell to whoever connects (`guest/look.socket`).
-const SHELL_PORT: u16 = 7777;
-
-/// Longest wait for the next word of the shell.
-const SHELL_PATIENCE: Duration = Duration::from_secs(120);
+use crate::support::guest_shell;
 
 /// What U-Boot says last, when it has crashed and waits for the button.
 const CRASHED: &str = "### ERROR ### Please RESET the board ###";
@@ -45,9 +39,11 @@ impl Machine {
         let from = fs::metadata(console).map_or(0, |found| found.len() as usize);
         let drive = format!("if=none,id=card,format=raw,file={}", disk.path.display());
         let serial = format!("file,id=console,append=on,path={}", console.display());
-        let shell = free_port();
-        let network =
-            format!("user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{shell}-:{SHELL_PORT}");
+        let shell = guest_shell::free_port();
+        let network = format!(
+            "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{shell}-:{}",
+            guest_shell::PORT
+        );
         // The emulator TCG even where /dev/kvm exists: some machines offer a KVM that cannot run firmware. Dies with
         // this process, whatever ends it.
         let qemu = Command::new("setpriv")
@@ -79,16 +75,7 @@ impl Machine {
     /// What these shell commands print in the guest; `None` while nobody is there to run them, or when it goes down
     /// meanwhile.
     pub(crate) fn inside(&self, commands: &str) -> Option<String> {
-        const END: &str = "== that is all ==\n";
-        let mut shell = TcpStream::connect((Ipv4Addr::LOCALHOST, self.shell)).ok()?;
-        shell.set_read_timeout(Some(SHELL_PATIENCE)).ok()?;
-        let script = format!("{{ {commands}\n}} </dev/null 2>&1\nprintf '{END}'\nexit\n");
-        shell.write_all(script.as_bytes()).ok()?;
-        let mut said = Vec::new();
-        // One that breaks off lacks the end.
-        let _ = shell.read_to_end(&mut said);
-        let said = String::from_utf8_lossy(&said);
-        said.strip_suffix(END).map(str::to_owned)
+        guest_shell::ask(self.shell, commands)
     }
 
     /// What the console has said since power-on.
@@ -138,10 +125,4 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.off();
     }
-}
-
-/// A port that nobody listens on.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("it has an address").port()
 }

@@ -73,7 +73,8 @@ impl Table {
              The machine: QEMU (x86-64), U-Boot 2025.01 with `packaging/uboot/boot.cmd`, its environment in two copies on an\n\
              emulated SD card, Debian's kernel and systemd, the Debian package of fwupdated. A power cut is SIGKILL for\n\
              QEMU: what the guest had not written yet is lost. A card that loses or reorders what it had taken is not\n\
-             emulated here. `tests/vm.rs` says how to repeat it.\n\n{}",
+             emulated here. Boots are counted from the request to the end; on a busy machine U-Boot sometimes fails to read\n\
+             the card in time, which costs one. `tests/vm.rs` says how to repeat it.\n\n{}",
             self.rows.len(),
             self.cuts(),
             took.as_secs() / 60,

@@ -37,8 +37,12 @@ profile=(--profile dev --strip --fast)
 if [ "${1:-}" = --whole ]; then
     packaging/build-deb.sh all
     profile=()
-    cp target/debian/{fwupdated,fwupdated-tools,iothub-emulator}_*_"$own".deb "$debs/"
-    lintian_of=(target/debian/*.deb)
+    # Out of cargo-deb's way, which removes a package from there when it makes another version of it.
+    rm -rf "$place/built"
+    mkdir "$place/built"
+    cp target/debian/*.deb "$place/built/"
+    cp "$place"/built/*_"$own".deb "$debs/"
+    lintian_of=("$place"/built/*.deb)
 else
     cargo build --quiet --locked --workspace --bins --example package-files
     target/debug/examples/package-files target/package-files
@@ -107,5 +111,5 @@ done
 clean_root bookworm arm64
 mkdir "$root"
 tar -C "$root" -xf "$place/roots/bookworm-arm64.tar"
-dpkg-deb -x "$(ls target/debian/fwupdated_*_arm64.deb)" "$root"
+dpkg-deb -x "$(ls "$place"/built/fwupdated_*_arm64.deb)" "$root"
 cargo test --quiet --workspace --locked --test packages -- foreign "$(command -v qemu-aarch64-static)" "$PWD/$root"

@@ -14,6 +14,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::busy::patiently;
 use crate::update::failure::{Class, Coded};
 
 /// Largest document that is read, bytes. Ours have a few KiB.
@@ -404,19 +405,24 @@ impl DirectoryLock {
             .create(directory)
             .map_err(failed)?;
         let path = directory.join("lock");
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let lock = || -> io::Result<_> {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)?;
+            let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+            locked.map_err(|(_, errno)| errno.into())
+        };
+        // A program that a daemon was about to start when it was killed holds its lock for a moment longer.
+        let is_locked = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        match patiently(lock, is_locked) {
             Ok(lock) => Ok(Self { _file: lock }),
-            Err((_, nix::Error::EWOULDBLOCK)) => Err(StateError::Locked {
+            Err(error) if is_locked(&error) => Err(StateError::Locked {
                 directory: directory.to_owned(),
             }),
-            Err((_, errno)) => Err(failed(errno.into())),
+            Err(error) => Err(failed(error)),
         }
     }
 }
@@ -548,7 +554,12 @@ mod tests {
         let first = DirectoryLock::acquire(&dir.path().join("state")).unwrap();
         let second = DirectoryLock::acquire(&dir.path().join("state")).unwrap_err();
         assert_eq!(second.code(), "state-locked");
-        drop(first);
-        DirectoryLock::acquire(&dir.path().join("state")).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(150));
+                drop(first);
+            });
+            DirectoryLock::acquire(&dir.path().join("state")).unwrap();
+        });
     }
 }

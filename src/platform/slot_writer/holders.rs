@@ -11,6 +11,7 @@ use std::{
 use nix::sys::stat::{major, minor};
 
 use super::SlotWriteError;
+use crate::platform::busy::patiently;
 
 /// A device is named by its number everywhere here: names and links may lie.
 fn number(rdev: u64) -> String {
@@ -63,7 +64,8 @@ pub(super) fn refuse_held_file(
     if let Some(holder) = attachments(meta).into_iter().next() {
         return Err(held(holder));
     }
-    file.try_lock().map_err(|error| match error {
+    let is_locked = |error: &fs::TryLockError| matches!(error, fs::TryLockError::WouldBlock);
+    patiently(|| file.try_lock(), is_locked).map_err(|error| match error {
         fs::TryLockError::WouldBlock => held("another program has it locked".to_owned()),
         fs::TryLockError::Error(source) => SlotWriteError::Open {
             device: path.to_owned(),

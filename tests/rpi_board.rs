@@ -26,7 +26,7 @@ use std::{
 use self::{
     images::Change,
     support::{
-        guest_shell,
+        guest_shell, loop_mount,
         rig::{COMPATIBLE, DEVICE, Rig, run},
     },
 };
@@ -104,7 +104,8 @@ impl Card {
         });
         let parts = parts.collect();
         let card = Self { dir, path, parts };
-        card.with_data(|data| {
+        let (start, size) = card.part("data");
+        loop_mount::with_mounted(&card.path, start, size, |data| {
             let secret = data.join("fwupdated/connection-string");
             fs::write(&secret, &site.connection_string).unwrap();
             fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
@@ -119,17 +120,6 @@ impl Card {
         let found = self.parts.iter().find(|(known, ..)| known == name);
         let (_, start, size) = found.expect("a partition of the image");
         (*start, *size)
-    }
-
-    fn with_data(&self, work: impl FnOnce(&Path)) {
-        let place = tempfile::tempdir().unwrap();
-        let (start, size) = self.part("data");
-        let options = format!("loop,offset={start},sizelimit={size}");
-        run(Command::new("mount")
-            .args(["-t", "ext4", "-o", &options])
-            .args([&self.path, place.path()]));
-        work(place.path());
-        run(Command::new("umount").arg(place.path()));
     }
 
     /// A file of the partition `boot`, as the firmware reads it.

@@ -36,11 +36,7 @@ if [ "$what" = --packages ]; then
     need piuparts piuparts
     need qemu-aarch64-static qemu-user-static
 fi
-if [ "$what" = --rpi ]; then
-    need qemu-system-aarch64 qemu-system-arm
-    need qemu-aarch64-static qemu-user-static
-    need arch-test arch-test
-    need fdtput device-tree-compiler
+if [ "$what" = --vm ] || [ "$what" = --rpi ] || [ "$what" = --tests ]; then
     need mmdebstrap mmdebstrap
     need mkimage u-boot-tools
     need sfdisk fdisk
@@ -51,17 +47,14 @@ if [ "$what" = --rpi ]; then
     need ip iproute2
     need setpriv util-linux
 fi
+if [ "$what" = --rpi ]; then
+    need qemu-system-aarch64 qemu-system-arm
+    need qemu-aarch64-static qemu-user-static
+    need arch-test arch-test
+    need fdtput device-tree-compiler
+fi
 if [ "$what" = --vm ] || [ "$what" = --tests ]; then
     need qemu-system-x86_64 qemu-system-x86
-    need mmdebstrap mmdebstrap
-    need mkimage u-boot-tools
-    need sfdisk fdisk
-    need mkfs.vfat dosfstools
-    need mcopy mtools
-    need depmod kmod
-    need cpio cpio
-    need ip iproute2
-    need setpriv util-linux
     # tests/uboot/build.sh builds U-Boot.
     need bison bison
     need flex flex

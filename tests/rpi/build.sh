@@ -11,13 +11,15 @@
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin" LC_ALL=C
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=tests/vm/kernel.sh
+. "$here/../vm/kernel.sh"
 out=$here/../../target/rpi
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
 suite=bookworm
 packages=systemd-sysv,udev,dbus,kmod,ca-certificates,libubootenv-tool,fdisk,e2fsprogs,libgcc-s1
-inputs=$(cat "$0" "$here"/guest/* "$here"/../vm/guest/{look*,hosts,network} | sha256sum)
+inputs=$(cat "$0" "$here"/guest/* "$here"/../vm/kernel.sh "$here"/../vm/guest/{initramfs-init,look*,hosts,network} | sha256sum)
 [ "$(cat "$out/root.tar.inputs" 2>/dev/null)" != "$inputs" ] || exit 0
 work=$(mktemp -d "$out/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -47,30 +49,9 @@ dpkg-deb -x linux-image-*.deb linux
 dpkg-deb -x busybox-static*.deb busybox
 dpkg-deb -x u-boot-rpi*.deb u-boot
 cp u-boot/usr/lib/u-boot/rpi_arm64/u-boot.bin "$out/"
-modules=$(find linux -path '*lib/modules/*' -prune -type d)
-version=${modules##*/}
-mkdir -p find/lib/modules "tree/usr/lib/modules/$version" ram/{bin,proc,sys,dev,root} "ram/lib/modules/$version"
-cp -a "$modules" find/lib/modules/
-depmod -b find "$version"
-take() { # take FOLDER MODULE...: with what they need
-    local folder=$1
-    shift
-    for module; do
-        modprobe -d find -S "$version" --show-depends "$module" | awk '$1 == "insmod" {print $2}'
-    done | sort -u | while read -r file; do
-        install -D -m 644 "$file" "$folder/modules/$version/${file#*"$version"/}"
-    done
-    cp find/lib/modules/"$version"/modules.{order,builtin,builtin.modinfo} "$folder/modules/$version/"
-}
-take ram/lib bcm2835_wdt bcm2835 crc32c_generic ext4
-take tree/usr/lib dwc2 phy_generic cdc_ether rndis_host vfat nls_cp437 nls_ascii bcm2835_rng raspberrypi_cpufreq
-depmod -b ram "$version"
-depmod -b tree/usr "$version"
-cp busybox/bin/busybox ram/bin/
-for applet in sh mount umount modprobe cat grep sleep switch_root; do ln -s busybox "ram/bin/$applet"; done
-ln -s bin ram/sbin
-install -m 755 "$here/guest/initramfs-init" ram/init
-(cd ram && find . | cpio --quiet -o -H newc -R 0:0 | gzip -1) >tree/boot/firmware/initramfs8
+# The watchdog's driver is what restarts a Raspberry Pi; it is built into its own kernel.
+ram_disk tree/boot/firmware/initramfs8 "$here/../vm/guest/initramfs-init" bcm2835_wdt bcm2835 crc32c_generic ext4
+kernel_modules tree/usr/lib dwc2 phy_generic cdc_ether rndis_host vfat nls_cp437 nls_ascii bcm2835_rng raspberrypi_cpufreq
 cp linux/boot/vmlinuz-* tree/boot/firmware/kernel8.img
 cp linux/usr/lib/linux-image-*/broadcom/bcm2837-rpi-3-b.dtb tree/boot/firmware/
 cp "$here/guest/config.txt" "$here/guest/cmdline.txt" tree/boot/firmware/

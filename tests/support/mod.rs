@@ -9,6 +9,7 @@ pub(crate) mod connect_proxy;
 pub(crate) mod figures;
 pub(crate) mod guest_shell;
 pub(crate) mod image_server;
+pub(crate) mod loop_mount;
 pub(crate) mod own_hub;
 pub(crate) mod process;
 pub(crate) mod promtool;

@@ -13,6 +13,8 @@ export PATH="$PATH:/usr/sbin:/sbin" LC_ALL=C
 
 deb=$(realpath "$1")
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=tests/vm/kernel.sh
+. "$here/kernel.sh"
 rpi=$here/../../packaging/rpi
 out=$here/../../target/vm
 mkdir -p "$out"
@@ -83,7 +85,7 @@ debian() {
 
 # Kernel, initial RAM disk and the few modules that the VM has hardware for: kernel.tar, to lay over the tree.
 kernel() {
-    fresh kernel "$suite $(cat "$here/guest/initramfs-init") $(declare -f kernel)" && return
+    fresh kernel "$suite $(cat "$here/kernel.sh" "$here/guest/initramfs-init") $(declare -f kernel)" && return
     step "the kernel (fetches 70 MB)"
     mkdir "$work/kernel"
     (
@@ -92,32 +94,10 @@ kernel() {
         apt-get -qq -o APT::Sandbox::User=root download "$name" busybox-static || exit 75
         dpkg-deb -x linux-image-*.deb linux
         dpkg-deb -x busybox-static*.deb busybox
-        # Merged /usr or not: the modules lie in one of the two.
-        modules=$(find linux -path '*lib/modules/*' -prune -type d)
-        version=${modules##*/}
-        mkdir -p tree/boot "tree/usr/lib/modules/$version" ram/bin ram/proc ram/sys ram/dev ram/root "ram/lib/modules/$version"
-        mkdir -p find/lib/modules
-        cp -a "$modules" find/lib/modules/
-        depmod -b find "$version"
-        take() { # take FOLDER MODULE...: with what they need
-            local folder=$1
-            shift
-            for module; do
-                modprobe -d find -S "$version" --show-depends "$module" | awk '$1 == "insmod" {print $2}'
-            done | sort -u | while read -r file; do
-                install -D -m 644 "$file" "$folder/modules/$version/${file#*"$version"/}"
-            done
-            cp find/lib/modules/"$version"/modules.{order,builtin,builtin.modinfo} "$folder/modules/$version/"
-        }
-        take ram/lib i6300esb sdhci-pci mmc_block crc32c_generic ext4
-        take tree/usr/lib virtio_pci virtio_net vfat nls_cp437 nls_ascii
-        depmod -b ram "$version"
-        depmod -b tree/usr "$version"
-        cp busybox/bin/busybox ram/bin/
-        for applet in sh mount umount modprobe cat grep sleep switch_root; do ln -s busybox "ram/bin/$applet"; done
-        ln -s bin ram/sbin
-        install -m 755 "$here/guest/initramfs-init" ram/init
-        (cd ram && find . | cpio --quiet -o -H newc -R 0:0 | gzip -1) >tree/boot/initrd.img
+        mkdir -p tree/boot
+        # The watchdog first, as it is built into a board's kernel: systemd looks for it when it starts.
+        ram_disk tree/boot/initrd.img "$here/guest/initramfs-init" i6300esb sdhci-pci mmc_block crc32c_generic ext4
+        kernel_modules tree/usr/lib virtio_pci virtio_net vfat nls_cp437 nls_ascii
         cp linux/boot/vmlinuz-* tree/boot/vmlinuz
         tar -C tree -cf "$out/kernel.tar" .
     )

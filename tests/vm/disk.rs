@@ -12,7 +12,7 @@ use std::{
 
 use fwupdated::platform::uboot_env::{EnvLocation, UbootEnv};
 
-use crate::support::rig::run;
+use crate::support::{loop_mount, rig::run};
 
 const MIB: u64 = 1 << 20;
 
@@ -148,18 +148,12 @@ impl Disk {
 
     /// Does something with a partition mounted, which holds ext4.
     pub(crate) fn with_mounted(&self, partition: &str, work: impl FnOnce(&Path)) {
-        let place = tempfile::tempdir().unwrap();
         let start = start(partition);
         // The device may have let it grow.
         let size = match partition {
             "data" => SIZE - start,
             _ => size(partition),
         };
-        let options = format!("loop,offset={start},sizelimit={size}");
-        run(Command::new("mount")
-            .args(["-t", "ext4", "-o", &options])
-            .args([&self.path, place.path()]));
-        work(place.path());
-        run(Command::new("umount").arg(place.path()));
+        loop_mount::with_mounted(&self.path, start, size, work);
     }
 }
